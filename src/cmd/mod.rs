@@ -1,0 +1,51 @@
+//! The command line: one file per subcommand, one options type each. Exit codes: 0 ok, 1 failed, 2 usage, 3 invalid
+//! configuration.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub mod backend;
+pub mod check;
+pub mod demo;
+pub mod explain;
+pub mod load;
+pub mod serve;
+
+/// A TLS reverse proxy that splits the users of a service between its versions, and keeps them there.
+#[derive(Debug, Parser)]
+#[command(name = "perch", version, about, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::Options),
+    Check(check::Options),
+    Demo(demo::Options),
+    Load(load::Options),
+    Explain(explain::Options),
+    Backend(backend::Options),
+}
+
+/// The configuration is invalid.
+pub const INVALID_CONFIG: u8 = 3;
+
+/// Runs a parsed command line.
+#[must_use]
+pub fn run(cli: Cli) -> ExitCode {
+    let done = match cli.command {
+        Command::Serve(options) => serve::run(options),
+        Command::Check(options) => check::run(options),
+        Command::Demo(options) => demo::run(options),
+        Command::Load(options) => load::run(options),
+        Command::Explain(options) => explain::run(options),
+        Command::Backend(options) => backend::run(options),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("perch: {error:#}");
+        ExitCode::FAILURE
+    })
+}

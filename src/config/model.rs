@@ -1,0 +1,296 @@
+//! The valid configuration, as the rest of perch sees it. `config/perch.yaml` documents each key for people.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::HeaderName;
+use ipnet::IpNet;
+
+pub use crate::decide::route::{Hostname, PathMatch};
+use crate::decide::{KeyPrefix, Weight, WhenEmpty};
+
+/// Everything.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Data-path threads, one core each. `None`: as many as the machine (or its CPU quota) has.
+    pub workers: Option<usize>,
+    pub admin: Admin,
+    pub access_log: AccessLog,
+    pub drain: Drain,
+    /// Connections of all listeners together.
+    pub max_connections: usize,
+    pub pins: Pins,
+    pub listeners: Vec<Arc<Listener>>,
+    pub routes: Vec<Route>,
+    pub services: Vec<Service>,
+}
+
+/// The admin listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    pub address: SocketAddr,
+    /// Bearer token for writes; needed unless `address` is on loopback.
+    pub token: Option<Secret>,
+}
+
+/// A string that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+/// The access log.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AccessLog {
+    pub format: LogFormat,
+    /// Share of requests that get a line, 0 to 1. Refused and failed ones always do.
+    pub sample: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Off,
+    Json,
+    Text,
+}
+
+/// What happens on SIGTERM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drain {
+    /// Not ready, but still accepting: time for load balancers to notice.
+    pub delay: Duration,
+    /// Over how long idle connections are closed, after `delay`.
+    pub spread: Duration,
+    /// From the signal to the end, whatever is still running.
+    pub deadline: Duration,
+}
+
+/// Bounds of the pin table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pins {
+    pub max_entries: usize,
+}
+
+/// An address perch accepts on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    pub name: Arc<str>,
+    pub address: SocketAddr,
+    pub tls: Option<Tls>,
+    pub redirect_to_https: Option<RedirectToHttps>,
+    pub proxy_protocol: Option<ProxyProtocol>,
+    /// Networks whose X-Forwarded-* are believed.
+    pub trusted_proxies: Vec<IpNet>,
+    pub timeouts: ListenerTimeouts,
+    pub limits: ListenerLimits,
+}
+
+/// TLS on a listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tls {
+    /// The first is the default: for a client without SNI or with an unknown name.
+    pub certificates: Vec<CertificateFiles>,
+    pub min_version: TlsVersion,
+    /// Refuse the handshake (`unrecognized_name`) rather than use the default certificate for an unknown SNI.
+    pub strict_sni: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// PEM, leaf first.
+    pub cert_file: PathBuf,
+    /// PEM, PKCS#8, PKCS#1 or SEC1.
+    pub key_file: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TlsVersion {
+    V1_2,
+    V1_3,
+}
+
+/// Answers every request with a redirect instead of serving it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RedirectToHttps {
+    /// Left out of the URL when 443.
+    pub port: u16,
+    /// 301, 302, 307 or 308.
+    pub status: u16,
+}
+
+/// PROXY protocol (v1 and v2), required on every connection of the listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxyProtocol {
+    /// Senders that are believed; others are closed.
+    pub trusted: Vec<IpNet>,
+    pub timeout: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListenerTimeouts {
+    pub tls_handshake: Duration,
+    /// From the accepted (or handshaken) connection to its first byte.
+    pub first_byte: Duration,
+    /// From a request's first byte to the end of its head.
+    pub head: Duration,
+    /// Without a byte of a request body that is being waited for.
+    pub body: Duration,
+    /// Without progress while a response is written.
+    pub write: Duration,
+    /// Between requests.
+    pub idle: Duration,
+    /// A tunnel (WebSocket) without a byte either way.
+    pub upgraded_idle: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListenerLimits {
+    /// Bytes of a request's head.
+    pub head_bytes: usize,
+    /// Bytes of a request's target.
+    pub target_bytes: usize,
+    /// Fields of a request's head.
+    pub fields: usize,
+    pub connections: usize,
+    /// Connections of one client address; 0: no limit.
+    pub connections_per_client: usize,
+    /// HTTP/2 streams open at once on a connection.
+    pub streams: u32,
+}
+
+/// Hosts and paths to a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    pub name: Arc<str>,
+    /// Empty: any host.
+    pub hostnames: Vec<Hostname>,
+    pub matches: Vec<PathMatch>,
+    /// Index into [`Config::services`].
+    pub service: usize,
+    /// Names of the listeners it holds on; empty: all.
+    pub listeners: Vec<Arc<str>>,
+}
+
+/// What users see as one thing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    pub name: Arc<str>,
+    /// Services of one cohort name have the same canary users. By default the service's own name.
+    pub cohort: Option<String>,
+    /// Mixed into the cohort hash.
+    pub salt: Option<Secret>,
+    pub affinity: Affinity,
+    pub when_empty: WhenEmpty,
+    pub on_decrease: OnDecrease,
+    pub overrides: Option<Overrides>,
+    /// Adds `perch-version` to responses.
+    pub version_header: bool,
+    pub timeouts: ServiceTimeouts,
+    pub retries: Retries,
+    pub health: Option<HealthCheck>,
+    pub ejection: Ejection,
+    pub versions: Vec<Version>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Affinity {
+    /// Every request is decided for itself.
+    None,
+    ClientIp {
+        prefix: KeyPrefix,
+        /// A pin's idle timeout: `sessionAffinityConfig.clientIP.timeoutSeconds`, 1 to 86,400 s.
+        timeout: Duration,
+    },
+}
+
+/// What a decreased weight does to the clients of a version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnDecrease {
+    Evict,
+    /// They stay while active, at most this long.
+    Drain {
+        deadline: Duration,
+    },
+    Freeze,
+}
+
+/// Headers and cookies that choose the version: `always`, `never` or a version's name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overrides {
+    pub header: Option<HeaderName>,
+    pub cookie: Option<String>,
+    /// Index of the version that `always` and `never` speak of.
+    pub version: usize,
+    /// Client networks that may use them.
+    pub trusted: Vec<IpNet>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServiceTimeouts {
+    pub connect: Duration,
+    /// From the request sent to the response's head.
+    pub response_head: Duration,
+    /// Without a byte of a response's body.
+    pub body: Duration,
+    /// An unused kept-alive connection to an endpoint.
+    pub idle: Duration,
+}
+
+/// Retry budget (GEP-3388's words).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retries {
+    /// Of the requests of the last ten seconds, 0 to 100.
+    pub budget_percent: u8,
+    /// Per second, allowed whatever the percentage says.
+    pub min_per_second: u32,
+}
+
+/// Active HTTP check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    pub path: String,
+    /// By default the endpoint's own.
+    pub port: Option<u16>,
+    pub interval: Duration,
+    pub timeout: Duration,
+    /// Successes in a row until it is back.
+    pub rise: u32,
+    /// Failures in a row until it is out.
+    pub fall: u32,
+}
+
+/// Passive ejection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ejection {
+    /// Failed connects or broken responses in a row; 0: never.
+    pub consecutive_failures: u32,
+    /// Time out of use; doubles with each ejection in a row, up to ten times.
+    pub duration: Duration,
+    /// Of a version's endpoints, 0 to 100; at least one always stays.
+    pub max_percent: u8,
+}
+
+/// One side of the split.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    pub name: Arc<str>,
+    pub weight: Weight,
+    pub endpoints: Vec<EndpointAddress>,
+}
+
+/// `ip:port` or `name:port`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum EndpointAddress {
+    Ip(SocketAddr),
+    /// Resolved in the background; the last good addresses are kept.
+    Name {
+        host: String,
+        port: u16,
+    },
+}

@@ -1,0 +1,17 @@
+//! The decision core: which version and which endpoint a client gets, and why.
+//!
+//! Everything here is pure: no clock, lock, random source, socket or log. `now`, `roll` and `key` are arguments,
+//! so the data path, `perch explain`, `perch check` and `perch load` run the same code and cannot disagree.
+//! It does not know what a config file, a connection or a snapshot is.
+
+pub mod choose;
+pub mod client_address;
+pub mod client_key;
+pub mod proxy_protocol;
+pub mod route;
+pub mod split;
+pub mod target;
+
+pub use choose::{Choice, Forced, Hold, NoVersion, Policy, WhenEmpty, Why};
+pub use client_key::{ClientKey, KeyPrefix};
+pub use split::{Salt, Split, Weight};

@@ -1,0 +1,10 @@
+//! perch: a TLS reverse proxy that splits the users of a service between its versions, and keeps them there.
+
+pub mod cmd;
+pub mod config;
+pub mod decide;
+pub mod metrics;
+pub mod state;
+
+#[global_allocator]
+static ALLOC: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -1,0 +1,86 @@
+//! The immutable snapshot: one picture, one generation. Requests read it without a lock; live parts (endpoint health,
+//! counters) are shared between snapshots by identity.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+
+use crate::config;
+use crate::decide::Policy;
+use crate::decide::route::RouteTable;
+use crate::metrics::{ServiceMetrics, VersionMetrics};
+use crate::state::health::{Health, RetryBudget};
+
+/// Everything a request is decided on.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Grows by one with each publication; 1 is the first.
+    pub generation: u64,
+    /// In the config's order.
+    pub listeners: Vec<Arc<Listener>>,
+    /// In the config's order: [`config::Route::service`] is an index into it.
+    pub services: Vec<Arc<Service>>,
+    /// What it was built from. Weights set at run time are in the services, not here.
+    pub config: Arc<config::Config>,
+}
+
+/// A listener as the data path sees it. Kept by identity when nothing of it changed.
+#[derive(Debug)]
+pub struct Listener {
+    pub config: Arc<config::Listener>,
+    /// Finds an index into `config.routes` of the snapshot.
+    pub routes: RouteTable,
+}
+
+/// A service as the data path sees it. Kept by identity when nothing of it changed.
+#[derive(Debug)]
+pub struct Service {
+    /// Stable for a name as long as the process lives: part of a pin's key.
+    pub id: ServiceId,
+    pub name: Arc<str>,
+    pub config: config::Service,
+    /// Split, holds and `whenEmpty` now in force.
+    pub policy: Policy,
+    /// Grows when anything changes that may move a client (weights, versions, holds, salt): two different answers for
+    /// one client in one epoch need another reason, or are an unexplained flip.
+    pub epoch: u32,
+    /// In the split's order.
+    pub versions: Vec<Version>,
+    pub metrics: Arc<ServiceMetrics>,
+    pub retry_budget: Arc<RetryBudget>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ServiceId(pub u32);
+
+/// Stable for a (service, version name) as long as the process lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct VersionId(pub u32);
+
+/// Never used twice: an address that comes back after it was gone is another endpoint, and never meets an old pooled
+/// connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct EndpointId(pub u32);
+
+/// A version as the data path sees it.
+#[derive(Debug)]
+pub struct Version {
+    pub id: VersionId,
+    pub name: Arc<str>,
+    pub endpoints: Vec<Arc<Endpoint>>,
+    pub metrics: Arc<VersionMetrics>,
+}
+
+/// One address that serves a version, live state included. Kept by identity while it stays in the set.
+#[derive(Debug)]
+pub struct Endpoint {
+    pub id: EndpointId,
+    pub address: SocketAddr,
+    /// What the config calls it (`10.0.0.7:80`, `hello.example:80`).
+    pub name: Arc<str>,
+    /// [`crate::decide::choose::endpoint_seed`] of its identity.
+    pub seed: u64,
+    /// Requests in flight, over all workers.
+    pub in_flight: AtomicU32,
+    pub health: Health,
+}
