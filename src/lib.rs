@@ -4,6 +4,7 @@ pub mod cmd;
 pub mod config;
 pub mod decide;
 pub mod metrics;
+pub mod proxy;
 pub mod state;
 
 #[global_allocator]

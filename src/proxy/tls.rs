@@ -1,0 +1,1 @@
+//! TLS of a listener: certificates by SNI and their reload, the rustls configuration, the handshake.
