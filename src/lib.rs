@@ -5,6 +5,7 @@ pub mod config;
 pub mod decide;
 pub mod metrics;
 pub mod proxy;
+pub mod reason;
 pub mod state;
 
 #[global_allocator]
