@@ -1,14 +1,484 @@
 //! Every metric of perch, named once. Handles are made when a snapshot is built and never looked up per request.
+//!
+//! Counters, histograms and in-flight gauges live in one recorder of the process, made on first use: a handle works
+//! whenever it was made. What the current snapshot says (weights, endpoints, pins) is not recorded at all but read when
+//! somebody asks (`admin::exposition`), so nothing stale is ever shown. No label is a client address or a path.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
+
+use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+
+use crate::reason::Reason;
+
+/// A metric's name and meaning.
+#[derive(Clone, Copy, Debug)]
+pub struct Metric {
+    pub name: &'static str,
+    pub help: &'static str,
+    pub kind: Kind,
+}
+
+/// What Prometheus calls the type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+macro_rules! metrics {
+    ($($ident:ident $kind:ident $name:literal $help:literal,)*) => {
+        $(pub const $ident: Metric = Metric { name: $name, help: $help, kind: Kind::$kind };)*
+        /// Every metric.
+        pub const ALL: &[Metric] = &[$($ident,)*];
+    };
+}
+
+metrics! {
+    REQUESTS Counter "perch_requests_total" "Requests that were given to a version, by method and status code.",
+    REQUEST_DURATION Histogram "perch_request_duration_seconds" "From a request's first byte to the end of its response.",
+    CONNECT_DURATION Histogram "perch_upstream_connect_duration_seconds" "Time to connect to an endpoint.",
+    SPLIT_WEIGHT Gauge "perch_split_weight_ratio" "Share of the clients that the weights give to a version, 0 to 1.",
+    SPLIT_OBSERVED Gauge "perch_split_observed_ratio" "Share that a version has: of the remembered clients, and of the last minute's requests.",
+    FLIPS Counter "perch_version_flips_total" "Clients that were served by another version than last time, by reason; unexplained must stay 0.",
+    AFFINITY_ENTRIES Gauge "perch_affinity_entries" "Clients remembered, over all services.",
+    AFFINITY_EVICTIONS Counter "perch_affinity_evictions_total" "Clients forgotten early because the table was full.",
+    ENDPOINTS Gauge "perch_endpoints" "Endpoints of a version by condition.",
+    REJECTED Counter "perch_rejected_total" "Requests and connections that perch itself refused or ended, by reason.",
+    UPSTREAM_FAILURES Counter "perch_upstream_failures_total" "Failed attempts at an endpoint, by reason.",
+    RETRIES Counter "perch_retries_total" "Attempts after the first.",
+    GENERATION Gauge "perch_config_generation" "Number of the snapshot in force.",
+    RELOAD_OK Gauge "perch_config_last_reload_successful" "1 when the last reload was taken over, 0 when it was refused.",
+    RELOAD_TIME Gauge "perch_config_last_reload_success_timestamp_seconds" "When a configuration was last taken over.",
+    CERTIFICATE_EXPIRY Gauge "perch_tls_certificate_not_after_seconds" "When a certificate ends, in seconds since 1970.",
+    CONNECTIONS Gauge "perch_connections" "Open client connections.",
+    CONNECTIONS_TOTAL Counter "perch_connections_total" "Accepted client connections.",
+    HANDSHAKES Counter "perch_tls_handshakes_total" "Completed TLS handshakes.",
+    ACCEPT_ERRORS Counter "perch_accept_errors_total" "Errors of accept(), such as no free file descriptor.",
+    LOG_DROPPED Counter "perch_access_log_dropped_total" "Access log lines dropped because their reader was too slow or gone.",
+    BUILD Gauge "perch_build_info" "Always 1; the version is in the label.",
+    CPU Counter "process_cpu_seconds_total" "User and system CPU time.",
+    MEMORY Gauge "process_resident_memory_bytes" "Resident memory.",
+    OPEN_FDS Gauge "process_open_fds" "Open file descriptors.",
+    START Gauge "process_start_time_seconds" "When the process began, in seconds since 1970.",
+}
+
+/// From half a millisecond (a loopback hop) to a minute (the default response timeout), at about 2.2 per step.
+const REQUEST_BUCKETS: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+/// A connect takes one round trip: microseconds on loopback, seconds when SYNs are lost.
+const CONNECT_BUCKETS: &[f64] =
+    &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 3.0, 7.0];
+
+static RECORDER: LazyLock<PrometheusRecorder> = LazyLock::new(|| {
+    let recorder = [(REQUEST_DURATION, REQUEST_BUCKETS), (CONNECT_DURATION, CONNECT_BUCKETS)]
+        .into_iter()
+        .fold(PrometheusBuilder::new(), |builder, (metric, buckets)| {
+            builder
+                .set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), buckets)
+                .expect("the bucket lists are not empty")
+        })
+        .build_recorder();
+    for metric in ALL {
+        match metric.kind {
+            Kind::Counter => recorder.describe_counter(metric.name.into(), None, metric.help.into()),
+            Kind::Gauge => recorder.describe_gauge(metric.name.into(), None, metric.help.into()),
+            Kind::Histogram => recorder.describe_histogram(metric.name.into(), None, metric.help.into()),
+        }
+    }
+    recorder
+});
+
+/// Renders what is recorded. Its `run_upkeep` must run every few seconds: the exporter keeps the raw samples of its
+/// histograms until it is asked for them, and memory would grow while nobody scrapes.
+#[must_use]
+pub fn handle() -> PrometheusHandle {
+    RECORDER.handle()
+}
+
+const METADATA: Metadata<'static> = Metadata::new("perch", Level::INFO, None);
+
+fn key(metric: Metric, labels: &[(&'static str, &str)]) -> Key {
+    let labels: Vec<Label> = labels.iter().map(|(name, value)| Label::new(*name, (*value).to_owned())).collect();
+    Key::from_parts(metric.name, labels)
+}
+
+fn counter(metric: Metric, labels: &[(&'static str, &str)]) -> Counter {
+    RECORDER.register_counter(&key(metric, labels), &METADATA)
+}
+
+fn gauge(metric: Metric, labels: &[(&'static str, &str)]) -> Gauge {
+    RECORDER.register_gauge(&key(metric, labels), &METADATA)
+}
+
+fn histogram(metric: Metric, labels: &[(&'static str, &str)]) -> Histogram {
+    RECORDER.register_histogram(&key(metric, labels), &METADATA)
+}
+
+/// Why a client is served by another version than last time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Flip {
+    /// Weights, versions or salt changed.
+    Weights,
+    /// A drain or freeze that held the client has ended.
+    HoldEnded,
+    /// A header or cookie asked for it, or no longer does.
+    Override,
+    /// Its version ran out of usable endpoints, or has them back.
+    WhenEmpty,
+    /// None of these: a broken promise.
+    Unexplained,
+}
+
+impl Flip {
+    pub const ALL: [Self; 5] = [Self::Weights, Self::HoldEnded, Self::Override, Self::WhenEmpty, Self::Unexplained];
+
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Weights => "weights",
+            Self::HoldEnded => "hold-ended",
+            Self::Override => "override",
+            Self::WhenEmpty => "when-empty",
+            Self::Unexplained => "unexplained",
+        }
+    }
+}
 
 /// Of a service.
-#[derive(Debug, Default)]
-pub struct ServiceMetrics {}
+#[derive(Debug)]
+pub struct ServiceMetrics {
+    flips: [Counter; Flip::ALL.len()],
+}
+
+impl ServiceMetrics {
+    #[must_use]
+    pub fn new(service: &str) -> Self {
+        Self { flips: Flip::ALL.map(|f| counter(FLIPS, &[("service", service), ("reason", f.as_str())])) }
+    }
+
+    /// A client is served by another version than last time.
+    #[expect(clippy::indexing_slicing, reason = "one counter per variant")]
+    pub fn flip(&self, reason: Flip) {
+        self.flips[reason as usize].increment(1);
+    }
+}
+
+/// Methods that have a label of their own (RFC 9110, RFC 5789); clients can invent others at will.
+const METHODS: [&str; 10] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "other"];
+
+/// Statuses of one class, such as 200 to 299.
+type Class = Box<[OnceLock<Counter>; 100]>;
 
 /// Of one version of a service.
-#[derive(Debug, Default)]
-pub struct VersionMetrics {}
+#[derive(Debug)]
+pub struct VersionMetrics {
+    service: Box<str>,
+    version: Box<str>,
+    /// By method, class of the status, and its last two digits; made when first needed, since most never are.
+    requests: [[OnceLock<Class>; 9]; METHODS.len()],
+    duration: Histogram,
+    connect: Histogram,
+    failures: Box<[OnceLock<Counter>]>,
+    retries: Counter,
+    recent: Recent,
+}
 
 impl VersionMetrics {
+    #[must_use]
+    pub fn new(service: &str, version: &str) -> Self {
+        let labels = [("service", service), ("version", version)];
+        Self {
+            service: service.into(),
+            version: version.into(),
+            requests: Default::default(),
+            duration: histogram(REQUEST_DURATION, &labels),
+            connect: histogram(CONNECT_DURATION, &labels),
+            failures: Reason::ALL.iter().map(|_| OnceLock::new()).collect(),
+            retries: counter(RETRIES, &labels),
+            recent: Recent::default(),
+        }
+    }
+
     /// A finished request; `seconds` from its first byte to the end of its response.
-    pub fn request(&self, _method: &str, _status: u16, _seconds: f64) {}
+    pub fn request(&self, method: &str, status: u16, seconds: f64) {
+        self.request_counter(method, status).increment(1);
+        self.duration.record(seconds);
+        self.recent.total.fetch_add(1, Ordering::Relaxed);
+    }
+
+    #[expect(clippy::indexing_slicing, reason = "all three positions are bounded in the lines above their use")]
+    fn request_counter(&self, method: &str, status: u16) -> &Counter {
+        let slot = METHODS.iter().position(|m| *m == method).unwrap_or(METHODS.len() - 1);
+        let status = usize::from(status.clamp(100, 999));
+        let class = self.requests[slot][status / 100 - 1].get_or_init(|| Box::new([const { OnceLock::new() }; 100]));
+        class[status % 100].get_or_init(|| {
+            counter(
+                REQUESTS,
+                &[
+                    ("service", &self.service),
+                    ("version", &self.version),
+                    ("method", METHODS[slot]),
+                    ("code", &status.to_string()),
+                ],
+            )
+        })
+    }
+
+    /// A new connection to an endpoint took so long.
+    pub fn connect(&self, seconds: f64) {
+        self.connect.record(seconds);
+    }
+
+    /// An attempt at an endpoint failed.
+    pub fn upstream_failure(&self, reason: Reason) {
+        let Some(slot) = self.failures.get(reason as usize) else { return };
+        slot.get_or_init(|| {
+            let labels = [("service", &*self.service), ("version", &*self.version), ("reason", reason.as_str())];
+            counter(UPSTREAM_FAILURES, &labels)
+        })
+        .increment(1);
+    }
+
+    /// An attempt after the first.
+    pub fn retry(&self) {
+        self.retries.increment(1);
+    }
+
+    /// Requests of the last minute, to within one [`VersionMetrics::tick`].
+    #[must_use]
+    pub fn recent_requests(&self) -> u64 {
+        self.recent.count()
+    }
+
+    /// Moves the window of [`VersionMetrics::recent_requests`] on; to be called every [`TICK`] by one thread.
+    pub fn tick(&self) {
+        self.recent.tick();
+    }
+}
+
+/// Step of the window that the observed share of requests is computed over.
+pub const TICK: std::time::Duration = std::time::Duration::from_secs(5);
+/// A minute of ticks.
+const TICKS: usize = 12;
+
+/// A counter that also knows what it was a minute ago.
+#[derive(Debug, Default)]
+struct Recent {
+    total: AtomicU64,
+    /// Totals at the last ticks, a ring.
+    marks: [AtomicU64; TICKS],
+    ticks: AtomicU64,
+}
+
+impl Recent {
+    fn count(&self) -> u64 {
+        self.total.load(Ordering::Relaxed).saturating_sub(self.slot().load(Ordering::Relaxed))
+    }
+
+    fn tick(&self) {
+        self.slot().store(self.total.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.ticks.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The oldest mark, which the next tick overwrites.
+    #[expect(clippy::indexing_slicing, clippy::cast_possible_truncation, reason = "a remainder below the length")]
+    fn slot(&self) -> &AtomicU64 {
+        &self.marks[(self.ticks.load(Ordering::Relaxed) % TICKS as u64) as usize]
+    }
+}
+
+/// Of a listener.
+#[derive(Debug)]
+pub struct ListenerMetrics {
+    connections: Gauge,
+    accepted: Counter,
+    accept_errors: Counter,
+    /// TLS 1.2, 1.2 resumed, 1.3, 1.3 resumed.
+    handshakes: [Counter; 4],
+}
+
+impl ListenerMetrics {
+    #[must_use]
+    pub fn new(listener: &str) -> Self {
+        let handshake = |version, resumed| {
+            counter(HANDSHAKES, &[("listener", listener), ("version", version), ("resumed", resumed)])
+        };
+        Self {
+            connections: gauge(CONNECTIONS, &[("listener", listener)]),
+            accepted: counter(CONNECTIONS_TOTAL, &[("listener", listener)]),
+            accept_errors: counter(ACCEPT_ERRORS, &[("listener", listener)]),
+            handshakes: [
+                handshake("1.2", "false"),
+                handshake("1.2", "true"),
+                handshake("1.3", "false"),
+                handshake("1.3", "true"),
+            ],
+        }
+    }
+
+    /// A connection was accepted; it counts as open until the guard is dropped.
+    #[must_use]
+    pub fn opened(&self) -> OpenConnection {
+        self.accepted.increment(1);
+        self.connections.increment(1.0);
+        OpenConnection(self.connections.clone())
+    }
+
+    /// accept() failed.
+    pub fn accept_error(&self) {
+        self.accept_errors.increment(1);
+    }
+
+    /// A TLS handshake was completed.
+    #[expect(clippy::indexing_slicing, reason = "two bits, four counters")]
+    pub fn handshake(&self, is_tls13: bool, is_resumed: bool) {
+        self.handshakes[usize::from(is_tls13) * 2 + usize::from(is_resumed)].increment(1);
+    }
+}
+
+/// An open connection in `perch_connections`.
+#[derive(Debug)]
+pub struct OpenConnection(Gauge);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
+static REJECTED_BY_REASON: LazyLock<Vec<Counter>> =
+    LazyLock::new(|| Reason::ALL.iter().map(|r| counter(REJECTED, &[("reason", r.as_str())])).collect());
+static EVICTIONS: LazyLock<Counter> = LazyLock::new(|| counter(AFFINITY_EVICTIONS, &[]));
+static DROPPED_LINES: LazyLock<Counter> = LazyLock::new(|| counter(LOG_DROPPED, &[]));
+
+/// Makes the counters of the process exist, at 0: a rate over a series that appears with its first event misses it.
+pub fn start() {
+    LazyLock::force(&REJECTED_BY_REASON);
+    LazyLock::force(&EVICTIONS);
+    LazyLock::force(&DROPPED_LINES);
+}
+
+/// A request or connection was refused or ended by perch itself.
+pub fn rejected(reason: Reason) {
+    if let Some(counter) = REJECTED_BY_REASON.get(reason as usize) {
+        counter.increment(1);
+    }
+}
+
+/// Pins were forgotten because the table was full.
+pub fn affinity_evicted(count: u64) {
+    EVICTIONS.increment(count);
+}
+
+/// An access log line was dropped.
+pub fn access_log_dropped() {
+    DROPPED_LINES.increment(1);
+}
+
+/// Listener -> certificate name -> its end, in seconds since 1970. Written on reload, read on a scrape; never held
+/// across anything.
+static CERTIFICATES: Mutex<BTreeMap<String, BTreeMap<String, i64>>> = Mutex::new(BTreeMap::new());
+
+/// The certificates of a listener now in force, replacing those of before: names and ends in seconds since 1970.
+pub fn certificates(listener: &str, ends: impl IntoIterator<Item = (String, i64)>) {
+    let ends = ends.into_iter().collect();
+    CERTIFICATES.lock().unwrap_or_else(PoisonError::into_inner).insert(listener.to_owned(), ends);
+}
+
+/// All certificates: listener, name, end.
+#[must_use]
+pub fn all_certificates() -> Vec<(String, String, i64)> {
+    let certificates = CERTIFICATES.lock().unwrap_or_else(PoisonError::into_inner);
+    certificates
+        .iter()
+        .flat_map(|(listener, ends)| ends.iter().map(|(name, end)| (listener.clone(), name.clone(), *end)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(line: &str) -> Option<f64> {
+        handle().render().lines().find_map(|l| l.strip_prefix(line)?.strip_prefix(' ')?.parse().ok())
+    }
+
+    #[test]
+    fn a_request_is_counted_by_method_and_exact_status() {
+        let version = VersionMetrics::new("counting", "stable");
+
+        version.request("GET", 200, 0.003);
+        version.request("GET", 204, 0.003);
+        version.request("BREW", 418, 0.003);
+        version.request("GET", 65_535, 0.003);
+
+        for (method, code) in [("GET", 200), ("GET", 204), ("other", 418), ("GET", 999)] {
+            let line = format!(
+                "perch_requests_total{{service=\"counting\",version=\"stable\",method=\"{method}\",code=\"{code}\"}}"
+            );
+            assert_eq!(value(&line), Some(1.0), "{line}");
+        }
+        let bucket = "perch_request_duration_seconds_bucket{service=\"counting\",version=\"stable\",le=\"0.005\"}";
+        assert_eq!(value(bucket), Some(4.0));
+        assert_eq!(version.recent_requests(), 4);
+    }
+
+    #[test]
+    fn the_window_forgets_after_a_minute() {
+        let recent = Recent::default();
+        recent.total.fetch_add(5, Ordering::Relaxed);
+
+        recent.tick();
+        recent.total.fetch_add(2, Ordering::Relaxed);
+        (1..TICKS).for_each(|_| recent.tick());
+        assert_eq!(recent.count(), 2);
+        recent.tick();
+
+        assert_eq!(recent.count(), 0);
+    }
+
+    #[test]
+    fn a_connection_is_open_until_its_guard_goes() {
+        let listener = ListenerMetrics::new("guarded");
+
+        let first = listener.opened();
+        let second = listener.opened();
+        drop(first);
+
+        assert_eq!(value("perch_connections{listener=\"guarded\"}"), Some(1.0));
+        assert_eq!(value("perch_connections_total{listener=\"guarded\"}"), Some(2.0));
+        drop(second);
+        assert_eq!(value("perch_connections{listener=\"guarded\"}"), Some(0.0));
+    }
+
+    #[test]
+    fn every_refusal_has_a_counter_from_the_start() {
+        start();
+
+        for reason in Reason::ALL {
+            assert!(value(&format!("perch_rejected_total{{reason=\"{reason}\"}}")).is_some(), "{reason}");
+        }
+    }
+
+    #[test]
+    fn every_name_has_help_and_appears_once() {
+        let names: std::collections::HashSet<_> = ALL.iter().map(|m| m.name).collect();
+
+        assert_eq!(names.len(), ALL.len());
+        assert!(ALL.iter().all(|m| m.help.ends_with('.')));
+    }
+
+    #[test]
+    fn a_reload_replaces_the_certificates_of_its_listener() {
+        certificates("https", [("old".to_owned(), 1)]);
+
+        certificates("https", [("new".to_owned(), 2)]);
+
+        let mine: Vec<_> = all_certificates().into_iter().filter(|(listener, ..)| listener == "https").collect();
+        assert_eq!(mine, [("https".to_owned(), "new".to_owned(), 2)]);
+    }
 }
