@@ -1,6 +1,7 @@
 //! The picture that requests are decided on: the writer's model, the immutable snapshot, its publication, the pins,
 //! and the endpoints' health. It does not know where changes come from or what a request is.
 
+pub mod clock;
 pub mod health;
 pub mod pins;
 pub mod publish;
