@@ -1,0 +1,18 @@
+//! The integration tests: one binary, one module per area, loopback only. Each drives the built `perch` where that
+//! makes sense, on ports that the kernel picks, and waits for conditions instead of sleeping.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::large_futures,
+    reason = "these are tests: a panic is how they fail, and clippy only knows the functions marked #[test]"
+)]
+
+#[allow(
+    dead_code,
+    unused_imports,
+    unreachable_pub,
+    reason = "a kit that the modules share: not each part is in use at each time"
+)]
+mod support;
