@@ -1,10 +1,12 @@
 //! perch: a TLS reverse proxy that splits the users of a service between its versions, and keeps them there.
 
+pub mod access_log;
 pub mod cmd;
 pub mod config;
 pub mod decide;
 pub mod metrics;
 pub mod proxy;
+pub mod readiness;
 pub mod reason;
 pub mod state;
 
