@@ -70,6 +70,12 @@ impl ClientKey {
         self.0.to_be_bytes()
     }
 
+    /// The key that [`Self::bytes`] told.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(u128::from_be_bytes(bytes))
+    }
+
     /// The key as an address, low bits zero; IPv4 is shown as IPv4.
     #[must_use]
     pub const fn address(self) -> IpAddr {
