@@ -7,6 +7,7 @@
 pub mod choose;
 pub mod client_address;
 pub mod client_key;
+pub mod explain;
 pub mod proxy_protocol;
 pub mod route;
 pub mod split;
