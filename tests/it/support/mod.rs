@@ -6,13 +6,15 @@ mod backend;
 mod client;
 pub mod h2;
 mod perch;
+mod process;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 pub use backend::{Act, Seen, TestBackend, ok, response};
 pub use client::{Client, Response, get};
-pub use perch::{Capture, Launch, TestPerch, run_perch};
+pub use perch::{Launch, TestPerch};
+pub use process::{Process, run_perch};
 
 /// How long a test waits for something that happens at once on an idle machine. CI machines are not idle.
 pub const PATIENCE: Duration = Duration::from_secs(30);

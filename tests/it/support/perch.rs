@@ -2,22 +2,14 @@
 //! from `--announce`, output captured, killed with the test.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::net::SocketAddr;
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::process::{Command, Output, Stdio};
 
 use serde::Deserialize;
 
-use super::{Client, PATIENCE, Response, replace_file};
-
-/// Runs `perch` to its end (`check`, `explain`, a refused `serve`, ...).
-pub fn run_perch<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_perch")).args(arguments).stdin(Stdio::null()).output().unwrap()
-}
+use super::{Client, PATIENCE, Process, Response, eventually, replace_file};
 
 /// A `perch serve` to be.
 #[derive(Debug)]
@@ -29,12 +21,10 @@ pub struct Launch {
 /// A running `perch serve`. Dropped: killed.
 #[derive(Debug)]
 pub struct TestPerch {
-    child: Child,
+    // Before the folder: it is killed before its files go.
+    process: Process,
     dir: tempfile::TempDir,
     announced: Announced,
-    stdout: Capture,
-    stderr: Capture,
-    status: Option<ExitStatus>,
 }
 
 /// What `--announce` writes once perch serves.
@@ -77,27 +67,13 @@ impl Launch {
     /// Starts it and waits until it serves. Panics with its output when it ends or takes too long.
     #[track_caller]
     pub fn start(mut self) -> TestPerch {
-        self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = self.command.spawn().unwrap();
-        let stdout = Capture::of(child.stdout.take().expect("piped"));
-        let stderr = Capture::of(child.stderr.take().expect("piped"));
+        let mut process = Process::start(&mut self.command);
         let announce = self.dir.path().join("announce.json");
-        let end = Instant::now() + PATIENCE;
-        loop {
-            if let Ok(text) = std::fs::read_to_string(&announce) {
-                let announced: Announced =
-                    serde_json::from_str(&text).expect("the announcement is JSON, whole at once");
-                assert_eq!(announced.pid, child.id());
-                return TestPerch { child, dir: self.dir, announced, stdout, stderr, status: None };
-            }
-            let ended = child.try_wait().unwrap();
-            if ended.is_some() || Instant::now() > end {
-                child.kill().ok();
-                child.wait().unwrap();
-                panic!("perch did not start ({ended:?})\n{}\n{}", stdout.to_end(), stderr.to_end());
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        eventually(PATIENCE, || announce.exists() || process.try_wait().is_some());
+        let Ok(text) = std::fs::read_to_string(&announce) else { panic!("perch did not start") };
+        let announced: Announced = serde_json::from_str(&text).expect("the announcement is JSON, whole at once");
+        assert_eq!(announced.pid, process.pid());
+        TestPerch { process, dir: self.dir, announced }
     }
 
     /// Runs it to its end: for a config that is refused.
@@ -129,10 +105,6 @@ impl TestPerch {
 
     pub fn admin(&self) -> SocketAddr {
         self.announced.admin
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
     }
 
     pub fn dir(&self) -> &Path {
@@ -182,89 +154,18 @@ impl TestPerch {
         let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))?;
         Some(line.trim().parse().unwrap())
     }
+}
 
-    /// Sends a signal by name: `TERM`, `INT`, `HUP`, `KILL`.
-    pub fn signal(&self, name: &str) {
-        // By the shell's own kill: without unsafe code there is no other, and it is on each machine.
-        let status = Command::new("sh").arg("-c").arg(format!("kill -{name} {}", self.pid())).status().unwrap();
-        assert!(status.success());
-    }
+impl Deref for TestPerch {
+    type Target = Process;
 
-    pub fn terminate(&self) {
-        self.signal("TERM");
-    }
-
-    /// Waits for the end. Panics with the output when it still runs after `deadline`.
-    #[track_caller]
-    pub fn wait(&mut self, deadline: Duration) -> ExitStatus {
-        let end = Instant::now() + deadline;
-        loop {
-            if let Some(status) = self.try_wait() {
-                return status;
-            }
-            assert!(Instant::now() < end, "perch still runs after {deadline:?}\n{}", self.stderr());
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    /// How it ended, if it did.
-    pub fn try_wait(&mut self) -> Option<ExitStatus> {
-        self.status = self.status.or_else(|| self.child.try_wait().unwrap());
-        self.status
-    }
-
-    /// Standard output so far; all of it once [`Self::wait`] returned.
-    pub fn stdout(&self) -> String {
-        if self.status.is_some() { self.stdout.to_end() } else { self.stdout.so_far() }
-    }
-
-    /// Standard error so far; all of it once [`Self::wait`] returned.
-    pub fn stderr(&self) -> String {
-        if self.status.is_some() { self.stderr.to_end() } else { self.stderr.so_far() }
+    fn deref(&self) -> &Process {
+        &self.process
     }
 }
 
-impl Drop for TestPerch {
-    fn drop(&mut self) {
-        if self.try_wait().is_none() {
-            self.child.kill().ok();
-            self.child.wait().ok();
-        }
-        if std::thread::panicking() {
-            eprintln!("--- perch's stdout\n{}\n--- perch's stderr\n{}", self.stdout(), self.stderr());
-        }
-    }
-}
-
-/// A pipe, read as it comes so that the child never waits for us.
-#[derive(Debug)]
-pub struct Capture {
-    bytes: Arc<Mutex<Vec<u8>>>,
-    reader: Mutex<Option<JoinHandle<()>>>,
-}
-
-impl Capture {
-    pub fn of(mut pipe: impl Read + Send + 'static) -> Self {
-        let bytes = Arc::new(Mutex::new(Vec::new()));
-        let sink = bytes.clone();
-        let reader = std::thread::spawn(move || {
-            let mut buffer = [0; 8192];
-            while let Ok(n @ 1..) = pipe.read(&mut buffer) {
-                sink.lock().unwrap().extend_from_slice(&buffer[..n]);
-            }
-        });
-        Self { bytes, reader: Mutex::new(Some(reader)) }
-    }
-
-    pub fn so_far(&self) -> String {
-        String::from_utf8_lossy(&self.bytes.lock().unwrap()).into_owned()
-    }
-
-    /// Waits for the pipe's end: only for a child that ended.
-    pub fn to_end(&self) -> String {
-        if let Some(reader) = self.reader.lock().unwrap().take() {
-            reader.join().unwrap();
-        }
-        self.so_far()
+impl DerefMut for TestPerch {
+    fn deref_mut(&mut self) -> &mut Process {
+        &mut self.process
     }
 }
