@@ -1,6 +1,7 @@
 //! perch: a TLS reverse proxy that splits the users of a service between its versions, and keeps them there.
 
 pub mod access_log;
+pub mod admin;
 pub mod backend;
 pub mod cmd;
 pub mod config;
