@@ -146,6 +146,13 @@ impl Pins {
         Some(pin.to_pin())
     }
 
+    /// The same without marking it as used: for those who only look (`explain`).
+    #[must_use]
+    pub fn peek(&self, service: ServiceId, key: ClientKey, now: u64, timeout: Duration) -> Option<Pin> {
+        let pin = self.map.get(&PinKey::new(service, key))?;
+        (!is_idle(pin.used.load(Ordering::Relaxed), seconds(now), seconds_up(timeout))).then(|| pin.to_pin())
+    }
+
     /// Remembers, or changes what is remembered. When the table is full, see the module's words.
     pub fn keep(&self, service: ServiceId, key: ClientKey, pin: Pin, now: u64) {
         let key = PinKey::new(service, key);

@@ -287,3 +287,14 @@ fn a_million_pins_fit_128_mib() {
 
     assert!(buckets + rings + rest <= 128 << 20, "{}", (buckets + rings + rest) >> 20);
 }
+
+#[test]
+fn a_look_does_not_keep_a_pin_alive() {
+    let (pins, ten) = (Pins::new(10), Duration::from_secs(10));
+    pins.keep(SERVICE, v4(1), pin(0, &endpoint(7)), 1_000);
+
+    let seen = pins.peek(SERVICE, v4(1), 9_000, ten).is_some();
+    let later = pins.peek(SERVICE, v4(1), 15_000, ten).is_some();
+
+    assert_eq!((seen, later), (true, false));
+}
