@@ -1,8 +1,119 @@
 //! The configuration: file shapes and their parsing into valid values.
 //!
 //! Parse, don't validate: a [`model::Config`] that exists is valid. All problems of a file are found in one run, each
-//! with its key path and line. It does not know what is running.
+//! with its key path and line. It does not know what is running, and opens no file but the configuration itself and
+//! the admin token's.
 
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+mod decode;
+mod defaults;
+mod dump;
+mod file;
+mod listeners;
 pub mod model;
+mod problem;
+mod routes;
+mod scalar;
+mod services;
+mod tree;
 
+pub use dump::{REDACTED, dump};
 pub use model::*;
+pub use problem::{Invalid, Loaded, Places, Problem};
+
+/// Loads a file. Paths in it are relative to its folder; `${VAR}` comes from the environment.
+///
+/// # Errors
+/// With every problem of the file.
+pub fn load(path: &Path) -> Result<Loaded, Invalid> {
+    let name = |mut problem: Problem| {
+        problem.file = path.to_string_lossy().into();
+        problem
+    };
+    let bytes = read(path)
+        .map_err(|message| Invalid { problems: vec![name(Problem::new("", message))], warnings: Vec::new() })?;
+    let base_dir = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    match parse_bytes(&bytes, base_dir, &|name| std::env::var(name).ok()) {
+        Ok(mut loaded) => {
+            loaded.places.name(path);
+            loaded.warnings = loaded.warnings.into_iter().map(name).collect();
+            Ok(loaded)
+        }
+        Err(invalid) => Err(Invalid {
+            problems: invalid.problems.into_iter().map(name).collect(),
+            warnings: invalid.warnings.into_iter().map(name).collect(),
+        }),
+    }
+}
+
+/// As [`load`], from bytes: the problems carry no file.
+///
+/// # Errors
+/// With every problem of the text.
+pub fn parse_bytes(bytes: &[u8], base_dir: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Loaded, Invalid> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => parse(text, base_dir, env),
+        Err(error) => {
+            let good = bytes.get(..error.valid_up_to()).unwrap_or_default();
+            let line = 1 + good.iter().filter(|b| **b == b'\n').count();
+            let message = "not UTF-8 text; save the file as UTF-8 (is this a YAML file?)";
+            Err(only(Problem { line: Some(line), ..Problem::new("", message) }))
+        }
+    }
+}
+
+/// As [`load`], from text.
+///
+/// # Errors
+/// With every problem of the text.
+pub fn parse(text: &str, base_dir: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Loaded, Invalid> {
+    if text.len() > tree::MAX_BYTES {
+        return Err(only(Problem::new("", too_large())));
+    }
+    let tree = tree::read(text).map_err(|e| only(Problem { line: e.line, ..Problem::new("", e.message) }))?;
+    let cx = decode::Context::new(base_dir, env);
+    let config = file::decode(&decode::Node::root(&cx, &tree));
+    let found = cx.into_found();
+    match config {
+        Some(config) if found.problems.is_empty() => {
+            Ok(Loaded { config, warnings: found.warnings, places: found.places })
+        }
+        None if found.problems.is_empty() => {
+            // A decoder gave up without a word: a bug of perch, but no reason to fall.
+            Err(only(Problem::new("", "can't be read, and perch can't say why; please report it with the file")))
+        }
+        _ => Err(Invalid { problems: found.problems, warnings: found.warnings }),
+    }
+}
+
+fn only(problem: Problem) -> Invalid {
+    Invalid { problems: vec![problem], warnings: Vec::new() }
+}
+
+fn too_large() -> String {
+    format!("larger than {} MiB; write a smaller file", tree::MAX_BYTES >> 20)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    let bound = tree::MAX_BYTES as u64 + 1;
+    let read = File::open(path).and_then(|file| file.take(bound).read_to_end(&mut bytes));
+    match read {
+        Ok(_) if bytes.len() > tree::MAX_BYTES => Err(too_large()),
+        Ok(_) => Ok(bytes),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err("no such file; check the path".into()),
+        Err(error) if error.kind() == std::io::ErrorKind::IsADirectory => {
+            Err("a folder; write the path of a YAML file".into())
+        }
+        Err(error) => Err(format!("can't be read: {error}; check the path and its permissions")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -198,6 +198,14 @@ pub struct Service {
     pub versions: Vec<Version>,
 }
 
+impl Service {
+    /// Nobody is served: all weights are 0.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.versions.iter().all(|v| v.weight.is_zero())
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Affinity {
     /// Every request is decided for itself.
@@ -293,4 +301,14 @@ pub enum EndpointAddress {
         host: String,
         port: u16,
     },
+}
+
+impl std::fmt::Display for EndpointAddress {
+    /// As in the file.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ip(address) => address.fmt(f),
+            Self::Name { host, port } => write!(f, "{host}:{port}"),
+        }
+    }
 }

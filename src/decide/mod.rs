@@ -8,6 +8,7 @@ pub mod choose;
 pub mod client_address;
 pub mod client_key;
 pub mod explain;
+pub mod plan;
 pub mod proxy_protocol;
 pub mod route;
 pub mod split;

@@ -1,0 +1,241 @@
+//! A configuration as it would be written: the file's own key names, every default filled in, secrets redacted.
+//!
+//! For `/config` and `--print-config`. JSON is YAML, so a dump without secrets loads again, and is the same.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use super::model::{
+    Affinity, Config, HealthCheck, Listener, LogFormat, OnDecrease, PathMatch, Route, Secret, Service, TlsVersion,
+    Version,
+};
+use super::scalar::duration_text;
+use crate::decide::WhenEmpty;
+use crate::decide::plan::host_text;
+
+/// Stands where a secret was.
+pub const REDACTED: &str = "[redacted]";
+
+/// The whole configuration.
+#[must_use]
+pub fn dump(config: &Config) -> Value {
+    object([
+        ("workers", config.workers.map(Value::from)),
+        (
+            "admin",
+            some(object([
+                ("address", some(config.admin.address.to_string())),
+                ("token", config.admin.token.as_ref().map(redacted)),
+            ])),
+        ),
+        ("accessLog", some(json!({ "format": format(config.access_log.format), "sample": config.access_log.sample }))),
+        (
+            "drain",
+            some(json!({
+                "delay": time(config.drain.delay),
+                "spread": time(config.drain.spread),
+                "deadline": time(config.drain.deadline),
+            })),
+        ),
+        ("limits", some(json!({ "maxConnections": config.max_connections }))),
+        ("affinity", some(json!({ "maxPins": config.pins.max_entries }))),
+        ("listeners", some(config.listeners.iter().map(|l| listener(l)).collect::<Value>())),
+        ("routes", some(config.routes.iter().map(|r| route(r, config)).collect::<Value>())),
+        ("services", some(config.services.iter().map(service).collect::<Value>())),
+    ])
+}
+
+/// An object of the keys that have a value.
+fn object<const N: usize>(keys: [(&str, Option<Value>); N]) -> Value {
+    Value::Object(keys.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect::<Map<_, _>>())
+}
+
+fn some(value: impl Into<Value>) -> Option<Value> {
+    Some(value.into())
+}
+
+fn redacted(_: &Secret) -> Value {
+    REDACTED.into()
+}
+
+fn time(duration: Duration) -> String {
+    duration_text(duration)
+}
+
+fn texts<T: Display>(items: &[T]) -> Value {
+    items.iter().map(T::to_string).collect()
+}
+
+fn listener(listener: &Listener) -> Value {
+    let (t, l) = (&listener.timeouts, &listener.limits);
+    let tls = listener.tls.as_ref().map(|tls| {
+        let pair = |c: &super::CertificateFiles| json!({ "certFile": c.cert_file, "keyFile": c.key_file });
+        json!({
+            "certificates": tls.certificates.iter().map(pair).collect::<Value>(),
+            "minVersion": match tls.min_version {
+                TlsVersion::V1_2 => "1.2",
+                TlsVersion::V1_3 => "1.3",
+            },
+            "strictSni": tls.strict_sni,
+        })
+    });
+    object([
+        ("name", some(&*listener.name)),
+        ("address", some(listener.address.to_string())),
+        ("tls", tls),
+        ("redirectToHttps", listener.redirect_to_https.map(|r| json!({ "port": r.port, "status": r.status }))),
+        (
+            "proxyProtocol",
+            listener
+                .proxy_protocol
+                .as_ref()
+                .map(|p| json!({ "trusted": texts(&p.trusted), "timeout": time(p.timeout) })),
+        ),
+        ("trustedProxies", some(texts(&listener.trusted_proxies))),
+        (
+            "timeouts",
+            some(json!({
+                "tlsHandshake": time(t.tls_handshake),
+                "firstByte": time(t.first_byte),
+                "head": time(t.head),
+                "body": time(t.body),
+                "write": time(t.write),
+                "idle": time(t.idle),
+                "upgradedIdle": time(t.upgraded_idle),
+            })),
+        ),
+        (
+            "limits",
+            some(json!({
+                "headBytes": l.head_bytes,
+                "targetBytes": l.target_bytes,
+                "fields": l.fields,
+                "connections": l.connections,
+                "connectionsPerClient": l.connections_per_client,
+                "streams": l.streams,
+            })),
+        ),
+    ])
+}
+
+fn route(route: &Route, config: &Config) -> Value {
+    let path = |m: &PathMatch| {
+        let (kind, value) = match m {
+            PathMatch::Exact(path) => ("Exact", &**path),
+            PathMatch::Prefix(path) => ("PathPrefix", if path.is_empty() { "/" } else { path }),
+        };
+        json!({ "path": { "type": kind, "value": value } })
+    };
+    let listeners: Value = route.listeners.iter().map(|l| &**l).collect();
+    object([
+        ("name", some(&*route.name)),
+        ("hostnames", some(route.hostnames.iter().map(|h| host_text(Some(h))).collect::<Value>())),
+        ("matches", some(route.matches.iter().map(path).collect::<Value>())),
+        ("service", config.services.get(route.service).map(|s| (&*s.name).into())),
+        // An empty list would say "on none" to a reader.
+        ("listeners", (!route.listeners.is_empty()).then_some(listeners)),
+    ])
+}
+
+fn service(service: &Service) -> Value {
+    let t = &service.timeouts;
+    let affinity = match service.affinity {
+        Affinity::None => json!("None"),
+        Affinity::ClientIp { prefix, timeout } => json!({
+            "type": "ClientIP",
+            "timeoutSeconds": timeout.as_secs(),
+            "ipv4Prefix": prefix.v4(),
+            "ipv6Prefix": prefix.v6(),
+        }),
+    };
+    let on_decrease = match service.on_decrease {
+        OnDecrease::Evict => json!("evict"),
+        OnDecrease::Drain { deadline } => json!({ "type": "drain", "deadline": time(deadline) }),
+        OnDecrease::Freeze => json!("freeze"),
+    };
+    let when_empty = match service.when_empty {
+        WhenEmpty::Fallback => "fallback",
+        WhenEmpty::Fail => "fail",
+    };
+    let overrides = service.overrides.as_ref().map(|o| {
+        object([
+            ("header", o.header.as_ref().map(|h| h.as_str().into())),
+            ("cookie", o.cookie.as_deref().map(Value::from)),
+            ("version", service.versions.get(o.version).map(|v| (&*v.name).into())),
+            ("trusted", some(texts(&o.trusted))),
+        ])
+    });
+    object([
+        ("name", some(&*service.name)),
+        ("cohort", service.cohort.as_deref().map(Value::from)),
+        ("salt", service.salt.as_ref().map(redacted)),
+        ("closed", some(service.is_closed())),
+        ("affinity", some(affinity)),
+        ("whenEmpty", some(when_empty)),
+        ("onDecrease", some(on_decrease)),
+        ("overrides", overrides),
+        ("versionHeader", some(service.version_header)),
+        (
+            "timeouts",
+            some(json!({
+                "connect": time(t.connect),
+                "responseHead": time(t.response_head),
+                "body": time(t.body),
+                "idle": time(t.idle),
+            })),
+        ),
+        (
+            "retries",
+            some(json!({
+                "budgetPercent": service.retries.budget_percent,
+                "minPerSecond": service.retries.min_per_second,
+            })),
+        ),
+        ("health", service.health.as_ref().map(health)),
+        (
+            "ejection",
+            some(json!({
+                "consecutiveFailures": service.ejection.consecutive_failures,
+                "duration": time(service.ejection.duration),
+                "maxPercent": service.ejection.max_percent,
+            })),
+        ),
+        ("versions", some(service.versions.iter().map(version).collect::<Value>())),
+    ])
+}
+
+fn health(check: &HealthCheck) -> Value {
+    object([
+        ("path", some(&*check.path)),
+        ("port", check.port.map(Value::from)),
+        ("interval", some(time(check.interval))),
+        ("timeout", some(time(check.timeout))),
+        ("rise", some(check.rise)),
+        ("fall", some(check.fall)),
+    ])
+}
+
+fn version(version: &Version) -> Value {
+    json!({ "name": &*version.name, "weight": number(version.weight.value()), "endpoints": texts(&version.endpoints) })
+}
+
+/// 90, not 90.0.
+fn number(value: f64) -> Value {
+    if value.fract() == 0.0 && value.abs() < 1e15 {
+        #[expect(clippy::cast_possible_truncation, reason = "a whole number below 2^53")]
+        let whole = value as i64;
+        whole.into()
+    } else {
+        value.into()
+    }
+}
+
+const fn format(format: LogFormat) -> &'static str {
+    match format {
+        LogFormat::Off => "off",
+        LogFormat::Json => "json",
+        LogFormat::Text => "text",
+    }
+}
