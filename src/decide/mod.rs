@@ -10,6 +10,7 @@ pub mod client_key;
 pub mod explain;
 pub mod plan;
 pub mod proxy_protocol;
+pub mod reweigh;
 pub mod route;
 pub mod split;
 pub mod target;

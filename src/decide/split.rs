@@ -20,10 +20,13 @@ pub struct Weight(u64);
 impl Weight {
     /// Nobody.
     pub const ZERO: Self = Self(0);
+    /// An even part.
+    pub const ONE: Self = Self(1_000_000);
     /// Millionths in 1.
     const UNIT: f64 = 1e6;
     /// The largest weight. 1e9 millionfold is 2^50, which leaves room for sums in 64 bits and products in 128.
     pub const MAX: f64 = 1e9;
+    const LARGEST: u64 = 1_000_000_000_000_000;
 
     /// From a number of 0 to [`Self::MAX`], kept to six decimals. `None` for negative, NaN, infinite or larger ones,
     /// and for a positive number that six decimals would turn into 0.
@@ -35,6 +38,27 @@ impl Weight {
         }
         let millionths = (weight * Self::UNIT).round() as u64;
         if millionths == 0 && weight > 0.0 { None } else { Some(Self(millionths)) }
+    }
+
+    /// `self * 10^power`, if that is exact and not too large.
+    #[must_use]
+    pub fn times_ten_to(self, power: i32) -> Option<Self> {
+        let factor = 10u64.checked_pow(power.unsigned_abs())?;
+        let scaled = match power {
+            0.. => self.0.checked_mul(factor)?,
+            _ if self.0.is_multiple_of(factor) => self.0 / factor,
+            _ => return None,
+        };
+        (scaled <= Self::LARGEST).then_some(Self(scaled))
+    }
+
+    /// Whether `self` of `sum` is a smaller share than `earlier` of `earlier_sum`; exact. Of a sum of 0 all shares are 0.
+    #[must_use]
+    pub fn is_smaller_share(self, sum: u64, earlier: Self, earlier_sum: u64) -> bool {
+        if sum == 0 || earlier_sum == 0 {
+            return sum == 0 && earlier_sum > 0 && !earlier.is_zero();
+        }
+        u128::from(self.0) * u128::from(earlier_sum) < u128::from(earlier.0) * u128::from(sum)
     }
 
     /// Nobody gets this version.
@@ -157,6 +181,12 @@ impl Split {
         let sides: Vec<Side> = self.sides.iter().zip(weights).map(|(s, w)| Side { weight: *w, ..s.clone() }).collect();
         let sum = sides.iter().map(|s| s.weight.0).sum();
         Self { sides, sum }
+    }
+
+    /// The sum of all weights, for [`Weight::is_smaller_share`].
+    #[must_use]
+    pub const fn sum(&self) -> u64 {
+        self.sum
     }
 
     /// How many versions, those of weight 0 included.

@@ -3,6 +3,7 @@
 
 pub mod clock;
 pub mod health;
+pub mod model;
 pub mod pins;
 pub mod publish;
 pub mod snapshot;
