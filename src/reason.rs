@@ -74,6 +74,9 @@ reasons! {
     ProxyTimeout "proxy-timeout" 408 "The PROXY header did not arrive in time.",
     TlsNotTls "tls-not-tls" 400 "Plain text was spoken to a TLS port.",
     TlsTimeout "tls-timeout" 408 "The TLS handshake did not end in time.",
+    TlsSni "tls-sni" 400 "No certificate is held for this server name.",
+    TlsAlpn "tls-alpn" 400 "No protocol is spoken by both sides.",
+    TlsVersion "tls-version" 400 "This version of TLS is not supported.",
     TlsHandshake "tls-handshake" 400 "The TLS handshake did not succeed.",
     /// The client went away before its response was complete.
     ClientAbort "client-abort" 499 "The client went away.",
