@@ -87,7 +87,15 @@ impl Tls {
     ///
     /// # Errors
     /// See [`HandshakeError`]. Where TLS was spoken, the alert has been sent.
-    pub async fn handshake<S>(&self, mut stream: S, already_read: &[u8]) -> Result<Handshaken<S>, HandshakeError<S>>
+    pub async fn handshake<S>(&self, stream: S, already_read: &[u8]) -> Result<Handshaken<S>, HandshakeError<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        // Boxed: its 5 KiB go with the handshake, and do not stay in the task of an idle connection.
+        Box::pin(self.shake_hands(stream, already_read)).await
+    }
+
+    async fn shake_hands<S>(&self, mut stream: S, already_read: &[u8]) -> Result<Handshaken<S>, HandshakeError<S>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {

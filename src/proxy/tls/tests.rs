@@ -160,7 +160,7 @@ async fn connect(tls: &Tls, config: Arc<ClientConfig>, name: &str) -> Result<See
         let group = connection.negotiated_key_exchange_group().map(|group| group.name());
         Ok::<_, io::Error>((leaf, connection.handshake_kind().unwrap(), group))
     };
-    match tokio::join!(server, client) {
+    match tokio::join!(Box::pin(server), Box::pin(client)) {
         (Ok((http2, label)), Ok((leaf, kind, group))) => Ok(Seen { leaf, kind, group, http2, label }),
         (Err(server), Err(client)) => Err((server.reason(), client)),
         (server, client) => panic!("server {server:?}, client {client:?}"),

@@ -36,7 +36,9 @@ async fn an_unchanged_pair_is_not_replaced() {
 
 #[tokio::test]
 async fn a_broken_pair_keeps_its_old_certificate_and_is_reported() {
-    let breaks: [(&str, fn(&CertificateFiles), &str, &str); 8] = [
+    /// What it is, how it is done, the key that is blamed, and a part of the message.
+    type Damage = (&'static str, fn(&CertificateFiles), &'static str, &'static str);
+    let breaks: [Damage; 8] = [
         ("certificate gone", |files| std::fs::remove_file(&files.cert_file).unwrap(), "certFile", "cannot be read"),
         ("key gone", |files| std::fs::remove_file(&files.key_file).unwrap(), "keyFile", "cannot be read"),
         (
