@@ -6,6 +6,7 @@ pub mod backend;
 pub mod cmd;
 pub mod config;
 pub mod decide;
+pub mod demo;
 pub mod metrics;
 pub mod proxy;
 pub mod readiness;

@@ -1,17 +1,242 @@
-//! `perch demo`.
+//! `perch demo`: the main job on loopback, from nothing. Sample services, a certificate, and the real proxy in front,
+//! through the real configuration loader. Leaves no file behind.
 
+use std::io::{IsTerminal, Write};
+use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::time::Duration;
 
+use anyhow::Context;
 use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::demo::fleet::{Addresses, Fleet};
+use crate::demo::plan::{Affinity, Plan, free_port};
+use crate::demo::view::{Picture, look};
 
 /// See the main job on loopback: sample services, a certificate, the proxy
+///
+/// Starts hello (stable and canary) and auth, makes a self-signed certificate, and puts the proxy in front of them on
+/// 127.0.0.1. Prints the configuration it runs and commands to try, then a live view until Ctrl-C. Needs no file, no
+/// root and no network, and leaves nothing behind.
 #[derive(Debug, Args)]
-pub struct Options {}
+pub struct Options {
+    /// Percent of the users that get the canary
+    #[arg(long, default_value = "25", value_parser = percent, env = "PERCH_DEMO_CANARY", value_name = "PERCENT")]
+    canary: f64,
 
-/// Runs it.
+    /// Who keeps a version: each client address, or nobody
+    #[arg(long, value_enum, default_value = "clientip", env = "PERCH_DEMO_AFFINITY", ignore_case = true)]
+    affinity: Affinity,
+
+    /// Instances of the stable hello
+    #[arg(long, default_value = "3", value_parser = clap::value_parser!(u8).range(1..=200), env = "PERCH_DEMO_BACKENDS", value_name = "N")]
+    backends: u8,
+
+    /// Port of the proxy; the next free one when it is taken, any for 0
+    #[arg(long, default_value = "8443", env = "PERCH_DEMO_PORT")]
+    port: u16,
+
+    /// Port of the admin listener, likewise
+    #[arg(long, default_value = "9900", env = "PERCH_DEMO_ADMIN_PORT", value_name = "PORT")]
+    admin_port: u16,
+
+    /// End by itself after so many seconds
+    #[arg(long, env = "PERCH_DEMO_DURATION", value_name = "SECONDS")]
+    duration: Option<u32>,
+
+    /// Print the configuration and end
+    #[arg(long)]
+    print_config: bool,
+}
+/// How often a terminal is refreshed, and how often a line is printed elsewhere if there is something new.
+const TERMINAL_REFRESH: Duration = Duration::from_millis(500);
+const LINE_REFRESH: Duration = Duration::from_secs(2);
+
+/// Runs it until SIGTERM, SIGINT or the end of `--duration`.
 ///
 /// # Errors
 /// When it could not be done; the message is for the person at the terminal.
-pub fn run(_options: Options) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("perch demo is not there yet")
+pub fn run(options: Options) -> anyhow::Result<ExitCode> {
+    if options.print_config {
+        let plan = plan(&options, options.port, options.admin_port, Addresses::nominal(options.backends));
+        print!("{}", plan.config());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // From here on an early Ctrl-C waits for the view, and everything below is dropped in order.
+    let mut signals = runtime.block_on(async { Signals::new() })?;
+
+    let fleet = Fleet::start(options.backends)?;
+    let folder = tempfile::Builder::new().prefix("perch-demo-").tempdir().context("cannot make a temporary folder")?;
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned(), "127.0.0.1".to_owned()])?;
+    std::fs::write(folder.path().join("cert.pem"), made.cert.pem()).context("cannot keep the certificate")?;
+    std::fs::write(folder.path().join("key.pem"), made.signing_key.serialize_pem()).context("cannot keep the key")?;
+
+    let https = free_port(options.port, None).context("--port")?;
+    let admin = free_port(options.admin_port, Some(https)).context("--admin-port")?;
+    let plan = plan(&options, https, admin, fleet.addresses.clone());
+    let text = plan.config();
+    let proxy = Proxy::start(&text, folder.path())?;
+
+    introduce(&options, &plan, &text)?;
+    runtime.block_on(async {
+        let end = async {
+            match options.duration {
+                Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds.into())).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = signals.next() => {}
+            () = end => {}
+            () = show(proxy.admin) => {}
+        }
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+fn plan(options: &Options, https: u16, admin: u16, addresses: Addresses) -> Plan {
+    Plan { https, admin, canary_percent: options.canary, affinity: options.affinity, addresses }
+}
+
+fn introduce(options: &Options, plan: &Plan, text: &str) -> std::io::Result<()> {
+    let paint = Paint::of_stdout();
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}", paint.dim(text.trim_end()))?;
+    for (name, wanted, got) in [("port", options.port, plan.https), ("admin port", options.admin_port, plan.admin)] {
+        if wanted != 0 && wanted != got {
+            writeln!(out, "\nThe {name} {wanted} is taken: this is {got}.")?;
+        }
+    }
+    writeln!(
+        out,
+        "\n{} (Ctrl-C ends the demo; --interface 127.0.0.2 is another user)",
+        paint.bold("Try, in another terminal")
+    )?;
+    for command in plan.commands() {
+        writeln!(out, "  {command}")?;
+    }
+    writeln!(out)?;
+    out.flush()
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    match text.trim_end_matches('%').parse() {
+        Ok(percent @ 0.0..=100.0) => Ok(percent),
+        _ => Err("write a number from 0 to 100".into()),
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// The running proxy. Dropped: drained, shortly.
+struct Proxy {
+    admin: SocketAddr,
+}
+
+impl Proxy {
+    fn start(_text: &str, _folder: &std::path::Path) -> anyhow::Result<Self> {
+        anyhow::bail!("the proxy is not there yet")
+    }
+}
+
+/// Shows the live view until it is dropped.
+async fn show(admin: SocketAddr) {
+    let mut screen = Screen::of_stdout();
+    let mut ticks = tokio::time::interval(screen.refresh());
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    loop {
+        ticks.tick().await;
+        match look(admin).await {
+            Ok(picture) => screen.show(picture),
+            Err(error) => tracing::debug!(%error, "Nothing to see."),
+        }
+    }
+}
+
+/// Where the view goes.
+enum Screen {
+    /// Refreshed in place.
+    Terminal(ProgressBar),
+    /// A line when something changed since the last one.
+    Lines(Picture),
+}
+
+impl Screen {
+    fn of_stdout() -> Self {
+        if !std::io::stdout().is_terminal() {
+            return Self::Lines(Picture::default());
+        }
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stdout());
+        bar.set_style(ProgressStyle::with_template("{msg}").expect("a constant"));
+        Self::Terminal(bar)
+    }
+
+    fn refresh(&self) -> Duration {
+        match self {
+            Self::Terminal(_) => TERMINAL_REFRESH,
+            Self::Lines(_) => LINE_REFRESH,
+        }
+    }
+
+    fn show(&mut self, picture: Picture) {
+        match self {
+            Self::Terminal(bar) => bar.set_message(picture.table().join("\n")),
+            Self::Lines(last) if *last == picture => {}
+            Self::Lines(last) => {
+                println!("{}", picture.line());
+                *last = picture;
+            }
+        }
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        // The last picture stays on the terminal.
+        if let Self::Terminal(bar) = self {
+            bar.abandon();
+        }
+    }
+}
+
+/// Colours, where somebody can see them and wants them (no-color.org).
+#[derive(Clone, Copy)]
+struct Paint(bool);
+
+impl Paint {
+    fn of_stdout() -> Self {
+        let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        Self(wanted && std::io::stdout().is_terminal())
+    }
+
+    fn bold(self, text: &str) -> String {
+        self.with("1", text)
+    }
+
+    fn dim(self, text: &str) -> String {
+        self.with("2", text)
+    }
+
+    fn with(self, code: &str, text: &str) -> String {
+        if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
 }
