@@ -13,7 +13,6 @@ use super::model::{
 };
 use super::scalar::duration_text;
 use crate::decide::WhenEmpty;
-use crate::decide::plan::host_text;
 
 /// Stands where a secret was.
 pub const REDACTED: &str = "[redacted]";
@@ -121,17 +120,11 @@ fn listener(listener: &Listener) -> Value {
 }
 
 fn route(route: &Route, config: &Config) -> Value {
-    let path = |m: &PathMatch| {
-        let (kind, value) = match m {
-            PathMatch::Exact(path) => ("Exact", &**path),
-            PathMatch::Prefix(path) => ("PathPrefix", if path.is_empty() { "/" } else { path }),
-        };
-        json!({ "path": { "type": kind, "value": value } })
-    };
+    let path = |m: &PathMatch| json!({ "path": { "type": m.kind(), "value": m.value() } });
     let listeners: Value = route.listeners.iter().map(|l| &**l).collect();
     object([
         ("name", some(&*route.name)),
-        ("hostnames", some(route.hostnames.iter().map(|h| host_text(Some(h))).collect::<Value>())),
+        ("hostnames", some(texts(&route.hostnames))),
         ("matches", some(route.matches.iter().map(path).collect::<Value>())),
         ("service", config.services.get(route.service).map(|s| (&*s.name).into())),
         // An empty list would say "on none" to a reader.

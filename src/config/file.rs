@@ -33,9 +33,8 @@ pub(super) fn decode(root: &Node<'_>) -> Option<Config> {
 
     let listeners = listeners.map(|nodes| listeners::decode(&nodes, admin.address));
     let services = services.map(|nodes| services::decode(&nodes));
-    // Without a readable list, each name in a route would be called unknown: one mistake, a hundred problems.
+    let routes = routes::decode(&routes?, listeners.as_deref(), services.as_deref());
     let (listeners, services) = (listeners?, services?);
-    let routes = routes::decode(&routes?, &listeners, &services);
     Some(Config {
         workers,
         admin,

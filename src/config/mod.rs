@@ -5,8 +5,9 @@
 //! the admin token's.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::Path;
+use std::sync::Arc;
 
 mod decode;
 mod defaults;
@@ -29,26 +30,32 @@ pub use problem::{Invalid, Loaded, Places, Problem};
 /// # Errors
 /// With every problem of the file.
 pub fn load(path: &Path) -> Result<Loaded, Invalid> {
-    let name = |mut problem: Problem| {
-        problem.file = path.to_string_lossy().into();
-        problem
+    named(&path.to_string_lossy(), File::open(path), path.parent().unwrap_or(path))
+}
+
+/// As [`load`], from standard input. Paths are relative to the working folder.
+///
+/// # Errors
+/// With every problem of the text.
+pub fn load_stdin() -> Result<Loaded, Invalid> {
+    named("stdin", Ok(std::io::stdin()), Path::new(""))
+}
+
+fn named(file: &str, source: std::io::Result<impl Read>, base_dir: &Path) -> Result<Loaded, Invalid> {
+    let file: Arc<str> = file.into();
+    let name = |problems: Vec<Problem>| -> Vec<Problem> {
+        problems.into_iter().map(|p| Problem { file: Arc::clone(&file), ..p }).collect()
     };
-    let bytes = read(path)
-        .map_err(|message| Invalid { problems: vec![name(Problem::new("", message))], warnings: Vec::new() })?;
-    let base_dir = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    match parse_bytes(&bytes, base_dir, &|name| std::env::var(name).ok()) {
+    let loaded = read(source)
+        .map_err(|message| only(Problem::new("", message)))
+        .and_then(|bytes| parse_bytes(&bytes, base_dir, &|name| std::env::var(name).ok()));
+    match loaded {
         Ok(mut loaded) => {
-            loaded.places.name(path);
-            loaded.warnings = loaded.warnings.into_iter().map(name).collect();
+            loaded.places.file = Some(Arc::clone(&file));
+            loaded.warnings = name(loaded.warnings);
             Ok(loaded)
         }
-        Err(invalid) => Err(Invalid {
-            problems: invalid.problems.into_iter().map(name).collect(),
-            warnings: invalid.warnings.into_iter().map(name).collect(),
-        }),
+        Err(invalid) => Err(Invalid { problems: name(invalid.problems), warnings: name(invalid.warnings) }),
     }
 }
 
@@ -100,17 +107,14 @@ fn too_large() -> String {
     format!("larger than {} MiB; write a smaller file", tree::MAX_BYTES >> 20)
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, String> {
+fn read(source: std::io::Result<impl Read>) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     let bound = tree::MAX_BYTES as u64 + 1;
-    let read = File::open(path).and_then(|file| file.take(bound).read_to_end(&mut bytes));
-    match read {
+    match source.and_then(|source| source.take(bound).read_to_end(&mut bytes)) {
         Ok(_) if bytes.len() > tree::MAX_BYTES => Err(too_large()),
         Ok(_) => Ok(bytes),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err("no such file; check the path".into()),
-        Err(error) if error.kind() == std::io::ErrorKind::IsADirectory => {
-            Err("a folder; write the path of a YAML file".into())
-        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Err("no such file; check the path".into()),
+        Err(error) if error.kind() == ErrorKind::IsADirectory => Err("a folder; write the path of a YAML file".into()),
         Err(error) => Err(format!("can't be read: {error}; check the path and its permissions")),
     }
 }

@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
@@ -114,9 +113,5 @@ impl Places {
             }
             path = path.get(..path.rfind(['.', '['])?)?;
         }
-    }
-
-    pub(super) fn name(&mut self, file: &Path) {
-        self.file = Some(file.to_string_lossy().into());
     }
 }

@@ -7,7 +7,6 @@ use super::decode::Node;
 use super::file::{Named, Names, claim};
 use super::model::{Hostname, Listener, PathMatch, Route, Service};
 use super::scalar::{self, shown};
-use crate::decide::plan::{host_text, path_text};
 use crate::decide::target;
 
 /// Gateway API's `maxLength` of a path match.
@@ -15,23 +14,26 @@ const MAX_PATH: usize = 1_024;
 /// Hosts times paths times listeners, of all routes: what the tables hold.
 const MAX_PLACES: usize = 1_000_000;
 
-/// Decodes the routes; `None` when one could not be.
+/// Decodes the routes; `None` when one could not be. Without a readable list of listeners or services, no name is
+/// called unknown: one mistake should not make a hundred problems.
 pub(super) fn decode(
     nodes: &[Node<'_>],
-    listeners: &[Named<'_, Arc<Listener>>],
-    services: &[Named<'_, Service>],
+    listeners: Option<&[Named<'_, Arc<Listener>>]>,
+    services: Option<&[Named<'_, Service>]>,
 ) -> Option<Vec<Route>> {
     let mut names = Names::new();
     let mut taken = Taken::default();
     let known = Known {
-        services: index(services.iter().map(|s| s.name.as_deref())),
-        listeners: index(listeners.iter().map(|l| l.name.as_deref())),
-        all_listeners: listeners.len(),
+        services: index(services.map(|all| all.iter().map(|s| s.name.as_deref()))),
+        listeners: index(listeners.map(|all| all.iter().map(|l| l.name.as_deref()))),
+        all_listeners: listeners.map_or(0, <[_]>::len),
     };
     let routes: Vec<Option<Route>> =
         nodes.iter().enumerate().map(|(number, node)| route(node, number, &known, &mut names, &mut taken)).collect();
     let routes = routes.into_iter().collect::<Option<Vec<Route>>>()?;
-    unused(&routes, listeners, services);
+    if let (Some(listeners), Some(services)) = (listeners, services) {
+        unused(&routes, listeners, services);
+    }
     Some(routes)
 }
 
@@ -49,9 +51,9 @@ struct Index<'a> {
     complete: bool,
 }
 
-fn index<'a>(names: impl Iterator<Item = Option<&'a str>>) -> Index<'a> {
-    let mut index = Index { positions: HashMap::new(), complete: true };
-    for (position, name) in names.enumerate() {
+fn index<'a>(names: Option<impl Iterator<Item = Option<&'a str>>>) -> Index<'a> {
+    let mut index = Index { positions: HashMap::new(), complete: names.is_some() };
+    for (position, name) in names.into_iter().flatten().enumerate() {
         match name {
             Some(name) => drop(index.positions.entry(name).or_insert(position)),
             None => index.complete = false,
@@ -206,8 +208,8 @@ impl Taken {
                 match owners.iter().find(|o| listeners.contains(&o.listener)) {
                     Some(owner) => node.problem(format!(
                         "{} on {} is taken by {} in line {}; write another path or host, or remove one",
-                        path_text(path),
-                        host.map_or_else(|| "any host".into(), |h| host_text(Some(h))),
+                        path,
+                        host.map_or_else(|| "any host".into(), ToString::to_string),
                         owner.path,
                         owner.line
                     )),

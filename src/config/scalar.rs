@@ -133,8 +133,8 @@ pub(super) fn network(text: &str) -> Result<IpNet, String> {
 pub(super) fn listen_address(text: &str) -> Result<SocketAddr, String> {
     match text.parse() {
         Ok(address) => Ok(address),
-        Err(_) if text.starts_with(':') => Err(format!("{} has no address in front of the port", shown(text))),
         Err(_) if text.parse::<IpAddr>().is_ok() => Err(format!("{} has no port", shown(text))),
+        Err(_) if text.starts_with(':') => Err(format!("{} has no address in front of the port", shown(text))),
         Err(_) => Err(format!("{} is not an address with a port", shown(text))),
     }
 }
@@ -198,7 +198,7 @@ pub(super) fn hostname(text: &str) -> Result<Hostname, String> {
 fn dns_name(name: &str, also: &str) -> Result<(), String> {
     let letter = |c: char| c.is_ascii_alphanumeric() || c == '-' || also.contains(c);
     if !name.is_ascii() {
-        return Err(format!("{} is not in ASCII; write its xn-- form", shown(name)));
+        return Err(format!("{} is not in ASCII (its xn-- form is)", shown(name)));
     }
     let label =
         |l: &str| !l.is_empty() && l.len() <= 63 && l.chars().all(letter) && !l.starts_with('-') && !l.ends_with('-');

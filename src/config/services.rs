@@ -21,6 +21,7 @@ use crate::decide::{KeyPrefix, Weight, WhenEmpty};
 const MAX_VERSIONS: usize = 1_000;
 /// What overrides say instead of a version's name.
 const OVERRIDE_WORDS: [&str; 2] = ["always", "never"];
+const ENDPOINTS: &str = "addresses such as 10.0.0.7:80";
 /// A drain may take a week: clients of long sessions.
 const DRAIN: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(7 * 86_400);
 
@@ -116,10 +117,11 @@ fn version(
         None if only => Weight::new(1.0),
         None => None,
     };
-    let endpoints = map.need("endpoints", "a list such as [\"10.0.0.7:80\"]").and_then(|n| endpoints(&n, owners));
+    let nodes = map.need("endpoints", "a list such as [\"10.0.0.7:80\"]").and_then(|n| n.list(ENDPOINTS));
     map.finish();
+    let endpoints = nodes.as_deref().map(|nodes| endpoints(nodes, owners));
     let version = Version { name: Arc::from(name?), weight: weight?, endpoints: endpoints? };
-    if version.endpoints.is_empty() && !version.weight.is_zero() {
+    if nodes.is_some_and(|nodes| nodes.is_empty()) && !version.weight.is_zero() {
         node.warn("has weight but no endpoints: its clients get what whenEmpty says; write endpoints, or weight: 0");
     }
     Some(version)
@@ -138,10 +140,10 @@ fn weight_of(node: &Node<'_>) -> Option<Weight> {
     })
 }
 
-fn endpoints(node: &Node<'_>, owners: &mut HashMap<EndpointAddress, usize>) -> Option<Vec<EndpointAddress>> {
+fn endpoints(nodes: &[Node<'_>], owners: &mut HashMap<EndpointAddress, usize>) -> Vec<EndpointAddress> {
     let mut mine = HashSet::new();
     let mut endpoints = Vec::new();
-    for node in node.list("addresses such as 10.0.0.7:80")? {
+    for node in nodes {
         let Some(endpoint) = node.read("ip:port or name:port, such as 10.0.0.7:80", scalar::endpoint) else { continue };
         let line = *owners.entry(endpoint.clone()).or_insert(node.line());
         if !mine.insert(endpoint.clone()) {
@@ -151,7 +153,7 @@ fn endpoints(node: &Node<'_>, owners: &mut HashMap<EndpointAddress, usize>) -> O
         }
         endpoints.push(endpoint);
     }
-    Some(endpoints)
+    endpoints
 }
 
 fn affinity(node: &Node<'_>) -> Option<Affinity> {

@@ -8,7 +8,6 @@ pub mod choose;
 pub mod client_address;
 pub mod client_key;
 pub mod explain;
-pub mod plan;
 pub mod proxy_protocol;
 pub mod reweigh;
 pub mod route;

@@ -7,6 +7,7 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// Lower case, without port and trailing dot.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -22,6 +23,43 @@ pub enum PathMatch {
     Exact(String),
     /// Whole path elements: `/a` matches `/a` and `/a/b`, not `/ab`. Kept without a trailing slash: `/` is "".
     Prefix(String),
+}
+
+impl fmt::Display for Hostname {
+    /// As in a configuration.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(name) => f.write_str(name),
+            Self::Wildcard(suffix) => write!(f, "*.{suffix}"),
+        }
+    }
+}
+
+impl PathMatch {
+    /// Gateway API's name of the type.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Exact(_) => "Exact",
+            Self::Prefix(_) => "PathPrefix",
+        }
+    }
+
+    /// The path as in a configuration: `/` and not "".
+    #[must_use]
+    pub fn value(&self) -> &str {
+        match self {
+            Self::Exact(path) => path,
+            Self::Prefix(path) if path.is_empty() => "/",
+            Self::Prefix(path) => path,
+        }
+    }
+}
+
+impl fmt::Display for PathMatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind(), self.value())
+    }
 }
 
 /// Built once per snapshot and listener.

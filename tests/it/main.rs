@@ -10,6 +10,7 @@
 )]
 
 mod backend;
+mod config;
 #[allow(
     dead_code,
     unused_imports,
