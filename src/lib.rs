@@ -5,6 +5,7 @@ pub mod admin;
 pub mod backend;
 pub mod cmd;
 pub mod config;
+pub mod control;
 pub mod decide;
 pub mod demo;
 pub mod metrics;

@@ -2,6 +2,8 @@
 //! and the endpoints' health. It does not know where changes come from or what a request is.
 
 pub mod clock;
+#[cfg(test)]
+pub(crate) mod fixtures;
 pub mod health;
 pub mod model;
 pub mod pins;

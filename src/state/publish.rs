@@ -16,8 +16,8 @@ pub struct Reader(Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>);
 
 impl Published {
     #[must_use]
-    pub fn new(first: Snapshot) -> Self {
-        Self(Arc::new(ArcSwap::from_pointee(first)))
+    pub fn new(first: impl Into<Arc<Snapshot>>) -> Self {
+        Self(Arc::new(ArcSwap::new(first.into())))
     }
 
     /// Swaps the whole picture.

@@ -1,0 +1,185 @@
+use crate::config::{OnDecrease, Service};
+use crate::decide::Hold;
+use crate::decide::reweigh::Amount;
+use crate::state::fixtures::{auth, config, hello, service};
+
+use super::*;
+
+async fn start(services: Vec<Service>) -> (Control, Arc<Pins>) {
+    let pins = Arc::new(Pins::new(100));
+    let (writer, control) = Writer::start(config(services), Clock::start(), pins.clone()).await.unwrap();
+    tokio::spawn(writer.run());
+    (control, pins)
+}
+
+fn canary(amount: &str, expected: Option<u64>) -> WeightChange {
+    WeightChange {
+        service: "hello".into(),
+        amounts: vec![("canary".into(), amount.parse().unwrap())],
+        expected,
+        closed: false,
+        on_decrease: None,
+    }
+}
+
+fn name() -> HostPort {
+    ("hello.invalid".to_owned(), 80)
+}
+
+fn named() -> Service {
+    service("hello", &[("stable", 1.0, &["hello.invalid:80"])])
+}
+
+fn addresses(snapshot: &Snapshot) -> Vec<String> {
+    snapshot.services[0].versions[0].endpoints.iter().map(|e| e.address.to_string()).collect()
+}
+
+async fn generation(control: &Control, at_least: u64) -> Arc<Snapshot> {
+    let mut generations = control.generations();
+    let wait = generations.wait_for(|g| *g >= at_least);
+    tokio::time::timeout(Duration::from_secs(20), wait).await.expect("the generation comes").unwrap();
+    control.snapshot()
+}
+
+#[tokio::test]
+async fn weights_are_published_when_the_answer_comes() {
+    let (control, _) = start(vec![hello(90.0, 10.0)]).await;
+
+    let answer = control.set_weights(canary("20%", None), "test".into()).await.unwrap();
+
+    assert_eq!(answer.generation, 2);
+    assert!(Arc::ptr_eq(&answer, &control.snapshot()));
+    assert_eq!(answer.services[0].policy.split.share(1), 0.2);
+}
+
+#[tokio::test]
+async fn of_two_writers_that_looked_at_one_split_one_wins() {
+    let (control, _) = start(vec![hello(90.0, 10.0)]).await;
+
+    let (one, other) = tokio::join!(
+        control.set_weights(canary("20%", Some(1)), "one".into()),
+        control.set_weights(canary("30%", Some(1)), "other".into()),
+    );
+
+    assert!(one.is_ok());
+    let Err(ControlError::Weights(WeightError::Conflict { current, .. })) = other else { panic!("{other:?}") };
+    assert_eq!((current, control.snapshot().generation), (2, 2));
+}
+
+#[tokio::test]
+async fn a_refused_change_publishes_nothing() {
+    let (control, _) = start(vec![hello(90.0, 10.0)]).await;
+
+    let error = control.set_weights(canary("-0", None), "test".into()).await;
+    assert!(error.is_ok(), "minus zero is zero");
+    let change = WeightChange { service: "nobody".into(), ..canary("1", None) };
+    control.set_weights(change, "test".into()).await.unwrap_err();
+
+    assert_eq!(control.snapshot().generation, 2);
+}
+
+#[tokio::test]
+async fn a_configuration_is_published_when_the_answer_comes() {
+    let (control, _) = start(vec![hello(90.0, 10.0)]).await;
+
+    let answer = control.configure(config(vec![hello(90.0, 10.0), auth()])).await.unwrap();
+
+    assert_eq!((answer.generation, answer.services.len()), (2, 2));
+}
+
+#[tokio::test]
+async fn names_of_a_new_configuration_are_resolved_before_it_is_published() {
+    let (control, _) = start(vec![auth()]).await;
+
+    let local = service("hello", &[("v", 1.0, &["localhost:80"])]);
+    let answer = control.configure(config(vec![local])).await.unwrap();
+
+    assert!(!addresses(&answer).is_empty());
+}
+
+#[tokio::test]
+async fn a_burst_of_resolutions_is_one_generation() {
+    let (control, _) = start(vec![named()]).await;
+
+    for n in 1..=100 {
+        control.resolved(name(), vec![([10, 0, 0, n], 80).into()]).await.unwrap();
+    }
+
+    let snapshot = generation(&control, 2).await;
+    assert_eq!((snapshot.generation, addresses(&snapshot)), (2, vec!["10.0.0.100:80".to_owned()]));
+}
+
+#[tokio::test]
+async fn endless_changes_are_published_all_the_same() {
+    let (control, _) = start(vec![named()]).await;
+    let source = control.clone();
+    let changes = tokio::spawn(async move {
+        for n in 0u32.. {
+            source.resolved(name(), vec![(n.to_be_bytes(), 80).into()]).await.unwrap();
+            sleep(Duration::from_millis(1)).await;
+        }
+    });
+
+    generation(&control, 4).await;
+
+    changes.abort();
+}
+
+#[tokio::test]
+async fn an_endpoint_that_left_is_gone_after_a_moment_and_not_before() {
+    let (control, _) = start(vec![auth()]).await;
+    let endpoint = control.snapshot().services[0].versions[0].endpoints[0].clone();
+
+    control.configure(config(vec![hello(1.0, 1.0)])).await.unwrap();
+
+    assert!(!endpoint.health.is_gone(), "whoever decides on the old snapshot may still use it");
+    let start = Instant::now();
+    while !endpoint.health.is_gone() {
+        assert!(start.elapsed() < Duration::from_secs(20));
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_drain_ends_by_itself() {
+    let rule = OnDecrease::Drain { deadline: Duration::from_millis(100) };
+    let (control, _) = start(vec![Service { on_decrease: rule, ..hello(90.0, 10.0) }]).await;
+
+    let during = control.set_weights(canary("5%", None), "test".into()).await.unwrap();
+    let after = generation(&control, 3).await;
+
+    assert!(matches!(during.services[0].policy.holds[..], [Hold::None, Hold::Until(_)]));
+    assert_eq!(after.services[0].policy.holds, [Hold::None, Hold::None]);
+    assert!(after.services[0].epoch > during.services[0].epoch);
+}
+
+#[tokio::test]
+async fn a_service_that_left_is_forgotten_by_the_pins() {
+    let (control, pins) = start(vec![hello(90.0, 10.0)]).await;
+    let service = control.snapshot().services[0].clone();
+    let key = crate::decide::ClientKey::from_bytes([1; 16]);
+    let pin = crate::state::pins::Pin {
+        version: service.versions[0].id,
+        endpoint: service.versions[0].endpoints[0].clone(),
+        epoch: 1,
+        why: crate::decide::Why::Cohort,
+    };
+    pins.keep(service.id, key, pin, 0);
+
+    control.configure(config(vec![auth()])).await.unwrap();
+    pins.sweep(0);
+
+    assert!(pins.is_empty());
+}
+
+#[tokio::test]
+async fn who_asks_a_stopped_writer_is_told() {
+    let pins = Arc::new(Pins::new(100));
+    let (writer, control) = Writer::start(config(vec![auth()]), Clock::start(), pins).await.unwrap();
+    drop(writer);
+
+    let amounts = vec![("stable".into(), Amount::Share(1.0))];
+    let change = WeightChange { service: "auth".into(), amounts, ..canary("1", None) };
+
+    assert!(matches!(control.set_weights(change, "test".into()).await, Err(ControlError::Stopped)));
+}
