@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_rustls::server::{StartHandshake, TlsStream};
 
 use crate::config;
+pub use crate::config::Problem;
 use crate::config::TlsVersion;
 use crate::reason::Reason;
 
@@ -25,7 +26,7 @@ mod certificates;
 mod self_signed;
 
 use certificates::Certificates;
-pub use certificates::{Certificate, Problem, Reload};
+pub use certificates::{Certificate, Reload};
 pub use self_signed::self_signed;
 
 /// What a listener with TLS needs. Cheap to clone; the clones share certificates and tickets.

@@ -1,7 +1,7 @@
 //! The certificates of one listener: read from files, chosen by server name, replaced while connections live.
 //!
 //! A pair that cannot be used (unreadable, garbage, another certificate's key) leaves the old one in place and is
-//! reported in the words of the configuration. An expired certificate is served, with a warning: clients refuse it
+//! reported as a [`Problem`], without file and line: the caller has them. An expired certificate is served, with a warning: clients refuse it
 //! themselves, and no service is better for being gone. Names come from the subject alternative names.
 
 use std::collections::HashMap;
@@ -21,30 +21,10 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use x509_parser::time::ASN1Time;
 
 use crate::config;
-use crate::config::CertificateFiles;
+use crate::config::{CertificateFiles, Problem};
 
 /// More than any chain with its key has; a wrong path must not fill the memory.
 const MAX_FILE: u64 = 1 << 20;
-
-/// Something an operator should look at.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// `listeners[0].tls.certificates[1].keyFile`.
-    pub path: String,
-    pub message: String,
-}
-
-impl Problem {
-    pub(super) fn new(path: &str, message: String) -> Self {
-        Self { path: path.to_owned(), message }
-    }
-}
-
-impl std::fmt::Display for Problem {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.path, self.message)
-    }
-}
 
 /// What came of reading the files again.
 #[derive(Debug, Default)]
@@ -132,7 +112,7 @@ impl Certificates {
     ) -> Result<(Self, Vec<Problem>), Vec<Problem>> {
         if tls.certificates.is_empty() {
             let message = "there is none; write at least one pair of certFile and keyFile".to_owned();
-            return Err(vec![Problem::new(&format!("{path}.certificates"), message)]);
+            return Err(vec![Problem::new(format!("{path}.certificates"), message)]);
         }
         let mut pairs = Vec::with_capacity(tls.certificates.len());
         let mut broken = Vec::new();
@@ -269,12 +249,12 @@ fn read_pair(path: &str, files: &CertificateFiles) -> Result<Certificate, Proble
         read => read,
     };
     read.map_err(|broken| match broken {
-        Broken::Certificate(message) => Problem::new(&format!("{path}.certFile"), message),
-        Broken::Key(message) => Problem::new(&format!("{path}.keyFile"), message),
+        Broken::Certificate(message) => Problem::new(format!("{path}.certFile"), message),
+        Broken::Key(message) => Problem::new(format!("{path}.keyFile"), message),
         Broken::Mismatch => {
             let (key, certificate) = (files.key_file.display(), files.cert_file.display());
             let message = format!("{key} is not the key of {certificate}; write the key that it was made for");
-            Problem::new(&format!("{path}.keyFile"), message)
+            Problem::new(format!("{path}.keyFile"), message)
         }
     })
 }
