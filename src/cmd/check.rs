@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::INVALID_CONFIG;
 use crate::config::{self, Invalid, Loaded, Problem};
+use crate::proxy::tls::{self, Tls};
 
 mod plan;
 
@@ -87,10 +88,17 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Looks into the files that the configuration names.
+/// Looks into the certificate and key files that the configuration names.
 fn with_files(mut loaded: Loaded) -> Result<Loaded, Invalid> {
-    let problems: Vec<Problem> = Vec::new();
-    loaded.warnings.extend(Vec::new());
+    let mut problems: Vec<Problem> = Vec::new();
+    let place = |p: tls::Problem| loaded.places.problem(p.path, p.message);
+    for (position, listener) in loaded.config.listeners.iter().enumerate() {
+        let Some(pairs) = &listener.tls else { continue };
+        match Tls::new(&format!("listeners[{position}].tls"), pairs, None) {
+            Ok((_, warnings)) => loaded.warnings.extend(warnings.into_iter().map(place)),
+            Err(found) => problems.extend(found.into_iter().map(place)),
+        }
+    }
     if problems.is_empty() { Ok(loaded) } else { Err(Invalid { problems, warnings: loaded.warnings }) }
 }
 

@@ -5,7 +5,7 @@ use std::process::{Command, Output, Stdio};
 
 use perch::config::{self, Invalid, Loaded, Problem};
 
-use crate::support::run_perch;
+use crate::support::{run_perch, write_certificate};
 
 /// Relative to the package, where cargo runs tests: messages must not depend on where that is.
 fn folder(name: &str) -> PathBuf {
@@ -257,6 +257,36 @@ fn a_folder_is_invalid() {
 
     assert_eq!(output.status.code(), Some(3));
     assert!(text(&output.stderr).contains(": a folder; write the path of a YAML file\n"));
+}
+
+#[test]
+fn check_names_the_line_of_a_certificate_that_is_not_there() {
+    let output = check(&[], &folder("valid/hello-and-auth.yaml"));
+
+    assert_eq!(output.status.code(), Some(3));
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("hello-and-auth.yaml:7: listeners[0].tls.certificates[0].certFile: "), "{stderr}");
+}
+
+#[test]
+fn check_reads_the_certificates() {
+    let dir = tempfile::tempdir().unwrap();
+    write_certificate(dir.path(), "a", &["a.example.com"]);
+    write_certificate(dir.path(), "b", &["b.example.com"]);
+    let with_key = |key: &str| {
+        let file = dir.path().join("perch.yaml");
+        let pair = format!("{{certFile: a-cert.pem, keyFile: {key}}}");
+        let text = format!("listeners: [{{name: a, address: '127.0.0.1:0', tls: {{certificates: [{pair}]}}}}]\n");
+        std::fs::write(&file, text).unwrap();
+        check(&[], &file)
+    };
+
+    let good = with_key("a-key.pem");
+    let mismatched = with_key("b-key.pem");
+
+    assert_eq!(good.status.code(), Some(0), "{}", text(&good.stderr));
+    assert_eq!(mismatched.status.code(), Some(3));
+    assert!(text(&mismatched.stderr).contains("perch.yaml:1: listeners[0].tls.certificates[0]"));
 }
 
 #[test]
