@@ -122,9 +122,9 @@ fn histogram(metric: Metric, labels: &[(&'static str, &str)]) -> Histogram {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Flip {
     /// Weights, versions or salt changed.
-    Weights,
+    WeightChange,
     /// A drain or freeze that held the client has ended.
-    HoldEnded,
+    DrainDeadline,
     /// A header or cookie asked for it, or no longer does.
     Override,
     /// Its version ran out of usable endpoints, or has them back.
@@ -134,13 +134,14 @@ pub enum Flip {
 }
 
 impl Flip {
-    pub const ALL: [Self; 5] = [Self::Weights, Self::HoldEnded, Self::Override, Self::WhenEmpty, Self::Unexplained];
+    pub const ALL: [Self; 5] =
+        [Self::WeightChange, Self::DrainDeadline, Self::Override, Self::WhenEmpty, Self::Unexplained];
 
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Weights => "weights",
-            Self::HoldEnded => "hold-ended",
+            Self::WeightChange => "weight-change",
+            Self::DrainDeadline => "drain-deadline",
             Self::Override => "override",
             Self::WhenEmpty => "when-empty",
             Self::Unexplained => "unexplained",

@@ -8,6 +8,7 @@ pub mod choose;
 pub mod client_address;
 pub mod client_key;
 pub mod explain;
+pub mod fields;
 pub mod proxy_protocol;
 pub mod reweigh;
 pub mod route;

@@ -17,6 +17,12 @@ impl Clock {
     /// What a clock shows when it starts: 0 stays free for "never".
     pub const LEAD: u64 = 1000;
 
+    /// At a given time.
+    #[must_use]
+    pub fn at(self, instant: Instant) -> u64 {
+        Self::LEAD + millis(instant.saturating_duration_since(self.0))
+    }
+
     /// Now.
     #[must_use]
     pub fn now(self) -> u64 {

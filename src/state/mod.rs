@@ -2,6 +2,7 @@
 //! and the endpoints' health. It does not know where changes come from or what a request is.
 
 pub mod clock;
+pub mod decision;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub mod health;

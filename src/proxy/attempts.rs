@@ -1,0 +1,130 @@
+//! Which endpoint is tried, and whether one more may be: retries inside the version, within the budget.
+//!
+//! A connect failure sent nothing, so any request may go elsewhere. A connection that ended before its answer is tried
+//! again only for what may be sent twice. A kept connection that ended says nothing about its endpoint: it gets one
+//! fresh connection to the same one.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::request::Plan;
+use super::upstream::{self, Link};
+use super::worker::Worker;
+use crate::reason::Reason;
+use crate::state::decision::another;
+use crate::state::health::cap_allows;
+use crate::state::snapshot::{Endpoint, Version};
+
+/// Attempts of one request, the first included.
+const MOST: u32 = 3;
+
+/// The attempts of one request.
+#[derive(Debug)]
+pub(crate) struct Attempts<'a> {
+    worker: &'a Worker,
+    plan: &'a Plan,
+    endpoint: Arc<Endpoint>,
+    /// Endpoints that failed; no allocation while none has.
+    tried: Vec<Arc<Endpoint>>,
+    count: u32,
+    wants_fresh: bool,
+    now: u64,
+}
+
+impl<'a> Attempts<'a> {
+    pub(crate) fn new(worker: &'a Worker, plan: &'a Plan, started: Instant) -> Self {
+        let now = worker.millis(started);
+        plan.service.retry_budget.request(now);
+        let endpoint = plan.decision.endpoint.clone();
+        Self { worker, plan, endpoint, tried: Vec::new(), count: 0, wants_fresh: false, now }
+    }
+
+    /// How many were begun.
+    pub(crate) fn count(&self) -> u32 {
+        self.count
+    }
+
+    fn version(&self) -> Option<&'a Version> {
+        self.plan.service.versions.get(self.plan.decision.version)
+    }
+
+    /// A connection to the endpoint whose turn it is, kept or new.
+    pub(crate) async fn link(&mut self) -> Result<Link, Reason> {
+        let version = self.version().ok_or(Reason::Internal)?;
+        loop {
+            self.count += 1;
+            if !self.wants_fresh
+                && let Some(link) = self.worker.pool.checkout(self.endpoint.id)
+            {
+                return Ok(link);
+            }
+            match upstream::connect(&self.plan.service.config.timeouts, version, &self.endpoint).await {
+                Ok(link) => return Ok(link),
+                Err(reason) => {
+                    self.blame(version, reason);
+                    self.elsewhere(version, reason)?;
+                }
+            }
+        }
+    }
+
+    /// The answer has begun.
+    pub(crate) fn succeeded(&self, link: &Link) {
+        link.endpoint.health.succeeded();
+    }
+
+    /// The attempt failed before an answer. `Ok`: there is another one, ask for its link.
+    ///
+    /// # Errors
+    /// With the reason that the client gets, when there is none.
+    pub(crate) fn failed(&mut self, link: Link, reason: Reason, may_repeat: bool) -> Result<(), Reason> {
+        let was_reused = link.is_reused;
+        upstream::discard(link, &self.worker.buffers);
+        let version = self.version().ok_or(Reason::Internal)?;
+        if was_reused && reason == Reason::Reset {
+            version.metrics.upstream_failure(Reason::ResetOnReuse);
+            if !may_repeat {
+                return Err(Reason::ResetOnReuse);
+            }
+            version.metrics.retry();
+            self.wants_fresh = true;
+            return Ok(());
+        }
+        self.blame(version, reason);
+        if may_repeat { self.elsewhere(version, reason) } else { Err(reason) }
+    }
+
+    /// Counts a failure against the endpoint.
+    fn blame(&self, version: &Version, reason: Reason) {
+        version.metrics.upstream_failure(reason);
+        // Our own lack of ports or descriptors is not the endpoint's fault.
+        if reason == Reason::LocalPorts {
+            return;
+        }
+        let rules = &self.plan.service.config.ejection;
+        let now = self.worker.now_millis();
+        let cap = || cap_allows(version.endpoints.iter().map(|e| &e.health), now, rules.max_percent);
+        if self.endpoint.health.failed(now, rules, cap) {
+            tracing::warn!(
+                service = %self.plan.service.name, version = %version.name, endpoint = %self.endpoint.name, %reason,
+                "Ejected endpoint."
+            );
+        }
+    }
+
+    fn elsewhere(&mut self, version: &Version, reason: Reason) -> Result<(), Reason> {
+        if self.count >= MOST {
+            return Err(reason);
+        }
+        self.tried.push(self.endpoint.clone());
+        let Some(next) = another(version, &self.tried, self.worker.next_roll(), self.now) else { return Err(reason) };
+        if !self.plan.service.retry_budget.take(self.now) {
+            return Err(Reason::RetryBudget);
+        }
+        version.metrics.retry();
+        self.endpoint = next;
+        self.wants_fresh = false;
+        Ok(())
+    }
+}

@@ -1,0 +1,123 @@
+//! What is known of a client's connection for as long as it lives, and how a drain reaches it.
+
+use std::cell::{Cell, RefCell};
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::tls::Certificate;
+use crate::state::snapshot::Listener;
+
+/// One accepted connection.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    /// The listener's settings when it was accepted; routes are taken from the snapshot of each request.
+    pub(crate) listener: Arc<Listener>,
+    /// The socket's other end.
+    pub(crate) peer: SocketAddr,
+    /// The peer, or what PROXY protocol said.
+    pub(crate) client: IpAddr,
+    /// `client` as it goes into `X-Forwarded-For`; made once.
+    pub(crate) client_text: Vec<u8>,
+    pub(crate) is_tls: bool,
+    pub(crate) tls_version: Option<&'static str>,
+    /// What the client was shown.
+    pub(crate) certificate: Option<Arc<Certificate>>,
+    pub(crate) seat: Seat,
+}
+
+/// A worker's open connections, so that a drain can wake each of them.
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    wakers: RefCell<Vec<Option<Waker>>>,
+    free: RefCell<Vec<usize>>,
+    taken: Cell<usize>,
+    draining: Cell<Option<Draining>>,
+    emptied: Notify,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Draining {
+    since: Instant,
+    spread: Duration,
+}
+
+/// One connection's place in the registry.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    registry: Rc<Registry>,
+    index: usize,
+}
+
+impl Registry {
+    pub(crate) fn seat(self: &Rc<Self>) -> Seat {
+        let index = self.free.borrow_mut().pop().unwrap_or_else(|| {
+            let mut wakers = self.wakers.borrow_mut();
+            wakers.push(None);
+            wakers.len() - 1
+        });
+        self.taken.set(self.taken.get() + 1);
+        Seat { registry: self.clone(), index }
+    }
+
+    /// Open connections.
+    pub(crate) fn len(&self) -> usize {
+        self.taken.get()
+    }
+
+    /// Ready when the last connection has ended.
+    pub(crate) async fn emptied(&self) {
+        self.emptied.notified().await;
+    }
+
+    /// From now on connections close, each at its own time within `spread`.
+    pub(crate) fn drain(&self, spread: Duration) {
+        self.draining.set(Some(Draining { since: Instant::now(), spread }));
+        for waker in self.wakers.borrow().iter().flatten() {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+impl Seat {
+    /// Has a drain wake this task. To be called whenever a connection may wait for its client's next request.
+    pub(crate) fn watch(&self, cx: &Context<'_>) {
+        if let Some(slot) = self.registry.wakers.borrow_mut().get_mut(self.index)
+            && !slot.as_ref().is_some_and(|w| w.will_wake(cx.waker()))
+        {
+            *slot = Some(cx.waker().clone());
+        }
+    }
+
+    /// While draining: when this connection is to be closed. Spread, so that not all clients reconnect at once.
+    #[expect(clippy::cast_possible_truncation, reason = "16 bits are kept")]
+    pub(crate) fn closes_at(&self) -> Option<Instant> {
+        let draining = self.registry.draining.get()?;
+        // A number between 0 and 65535 that differs between neighbours.
+        let part = ((self.index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as u32;
+        Some(draining.since + draining.spread.mul_f64(f64::from(part) / 65536.0))
+    }
+
+    /// This connection's time has come.
+    pub(crate) fn must_close(&self, now: Instant) -> bool {
+        self.closes_at().is_some_and(|at| at <= now)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if let Some(slot) = self.registry.wakers.borrow_mut().get_mut(self.index) {
+            *slot = None;
+        }
+        self.registry.free.borrow_mut().push(self.index);
+        self.registry.taken.set(self.registry.taken.get() - 1);
+        if self.registry.taken.get() == 0 {
+            self.registry.emptied.notify_one();
+        }
+    }
+}

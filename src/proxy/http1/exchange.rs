@@ -1,0 +1,503 @@
+//! One exchange with an endpoint for an HTTP/1 client: the request's body up and the response down, both at once, driven
+//! by the client's own task (no channel, no second wake-up).
+//!
+//! Back-pressure comes from reading one side only once the other has taken what was read. It does not choose endpoints
+//! and does not retry: it says what happened and whether the request may be sent again.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::AsyncWrite;
+use tokio::time::Instant;
+
+use super::body::{self, Decoder, Framing, Piece};
+use super::head::find_end;
+use super::response::HEAD_BYTES;
+use crate::proxy::buffer::{Buffer, Buffers, Size};
+use crate::proxy::stream::Stream;
+use crate::proxy::upstream::Link;
+use crate::proxy::watchdog::Watchdog;
+use crate::reason::Reason;
+
+/// The client's side of a connection.
+#[derive(Debug)]
+pub(crate) struct ClientSide {
+    pub(crate) stream: Stream,
+    pub(crate) buffer: Buffer,
+    pub(crate) dog: Watchdog,
+}
+
+/// Payload that goes out with the head in one write: one TLS record, one system call.
+const WITH_HEAD: usize = 16 * 1024;
+
+/// A request on its way to an endpoint.
+#[derive(Debug)]
+pub(crate) struct Upload {
+    framing: Framing,
+    decoder: Decoder,
+    /// The head and what goes with it; kept until the response begins, so that it can be sent again.
+    first: Vec<u8>,
+    first_sent: usize,
+    /// Encoded bytes after that.
+    pending: Vec<u8>,
+    pending_sent: usize,
+    /// Bytes at the front of the client's buffer that go out as they are.
+    direct: usize,
+    /// Held back until the endpoint says 100 (RFC 9110 section 10.1.1).
+    pub(crate) is_gated: bool,
+    ended: bool,
+    /// More than `first` was sent: it cannot be sent again.
+    is_streamed: bool,
+    /// The endpoint stopped reading; its answer may still come.
+    is_broken: bool,
+    pub(crate) bytes: u64,
+}
+
+/// Why an upload or a response cannot go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Broken {
+    /// The client sent nonsense, too slowly, or went away.
+    Client(Reason),
+    /// The endpoint failed.
+    Endpoint(Reason),
+}
+
+impl Upload {
+    /// `head` is the endpoint's head; body bytes already read go with it.
+    pub(crate) fn new(head: Vec<u8>, framing: Framing, is_gated: bool) -> Self {
+        Self {
+            framing,
+            decoder: Decoder::new(framing),
+            first: head,
+            first_sent: 0,
+            pending: Vec::new(),
+            pending_sent: 0,
+            direct: 0,
+            is_gated: is_gated && !Decoder::new(framing).is_done(),
+            ended: matches!(framing, Framing::Empty | Framing::Length(0)),
+            is_streamed: false,
+            is_broken: false,
+            bytes: 0,
+        }
+    }
+
+    /// The endpoint's head, for the log and for another attempt.
+    pub(crate) fn head(&self) -> &[u8] {
+        &self.first
+    }
+
+    pub(crate) fn into_head(self) -> Vec<u8> {
+        self.first
+    }
+
+    /// The whole body is read and sent.
+    pub(crate) fn is_done(&self) -> bool {
+        self.ended && self.first_sent == self.first.len() && self.pending_sent == self.pending.len() && self.direct == 0
+    }
+
+    /// Nothing of the body is left in the client's connection.
+    pub(crate) fn is_read(&self) -> bool {
+        self.ended
+    }
+
+    /// Everything that was sent is still here, and nothing is left to read.
+    pub(crate) fn is_replayable(&self) -> bool {
+        self.ended && !self.is_streamed
+    }
+
+    /// Starts again on another connection.
+    pub(crate) fn rewind(&mut self) {
+        self.first_sent = 0;
+        self.is_broken = false;
+    }
+
+    /// Takes body bytes that are here already into the first write, if they are few.
+    pub(crate) fn absorb(&mut self, client: &mut Buffer, buffers: &Buffers) -> Result<(), Reason> {
+        if self.is_gated && client.is_empty() {
+            return Ok(());
+        }
+        // A body that was sent at once did not wait for the 100.
+        self.is_gated = false;
+        while !self.ended && self.first.len() < WITH_HEAD {
+            match self.decoder.next(client.unread()).map_err(|_| Reason::Chunk)? {
+                Piece::Data { skip, len } => {
+                    let data = client.unread().get(skip..skip + len).unwrap_or_default();
+                    body::encode(self.framing, data, &mut self.first);
+                    self.bytes += len as u64;
+                    client.consume(skip + len, buffers);
+                    if self.decoder.is_done() && self.framing != Framing::Chunked {
+                        self.ended = true;
+                    }
+                }
+                Piece::More(n) => {
+                    client.consume(n, buffers);
+                    return Ok(());
+                }
+                Piece::End(n) => {
+                    client.consume(n, buffers);
+                    body::encode_end(self.framing, self.decoder.trailers(), &mut self.first);
+                    self.ended = true;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends and reads as much as both sides take. Ready when done, or when the endpoint reads no more.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut Stream,
+        buffer: &mut Buffer,
+        link: &mut Link,
+        buffers: &Buffers,
+    ) -> Poll<Result<(), Broken>> {
+        loop {
+            if self.is_broken {
+                return Poll::Ready(Ok(()));
+            }
+            match ready!(self.poll_send(cx, buffer, link, buffers)) {
+                Ok(()) => {}
+                // Its answer may be on the way: "413" and a closed connection is legitimate (RFC 9112 section 9.5).
+                Err(_) => {
+                    self.is_broken = true;
+                    continue;
+                }
+            }
+            if self.ended {
+                return Poll::Ready(Ok(()));
+            }
+            if self.is_gated {
+                return Poll::Pending;
+            }
+            match self.decoder.next(buffer.unread()).map_err(|_| Broken::Client(Reason::Chunk))? {
+                Piece::Data { skip, len } => {
+                    self.is_streamed = true;
+                    self.bytes += len as u64;
+                    if self.framing == Framing::Chunked {
+                        let data = buffer.unread().get(skip..skip + len).unwrap_or_default();
+                        body::encode(self.framing, data, &mut self.pending);
+                        buffer.consume(skip + len, buffers);
+                    } else {
+                        self.direct = len;
+                        self.ended = self.decoder.is_done();
+                    }
+                }
+                Piece::End(n) => {
+                    buffer.consume(n, buffers);
+                    body::encode_end(self.framing, self.decoder.trailers(), &mut self.pending);
+                    self.is_streamed = true;
+                    self.ended = true;
+                }
+                Piece::More(n) => {
+                    buffer.consume(n, buffers);
+                    match ready!(buffer.poll_fill(cx, client, Size::Body, buffers)) {
+                        Ok(n) if n > 0 => {}
+                        _ => return Poll::Ready(Err(Broken::Client(Reason::ClientAbort))),
+                    }
+                }
+            }
+        }
+    }
+
+    fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut Buffer,
+        link: &mut Link,
+        buffers: &Buffers,
+    ) -> Poll<std::io::Result<()>> {
+        while let Some(rest) = self.first.get(self.first_sent..).filter(|r| !r.is_empty()) {
+            self.first_sent += ready!(Pin::new(&mut link.io).poll_write(cx, rest))?;
+        }
+        while let Some(rest) = self.pending.get(self.pending_sent..).filter(|r| !r.is_empty()) {
+            self.pending_sent += ready!(Pin::new(&mut link.io).poll_write(cx, rest))?;
+        }
+        self.pending.clear();
+        self.pending_sent = 0;
+        while self.direct > 0 {
+            let rest = buffer.unread().get(..self.direct).unwrap_or_default();
+            let n = ready!(Pin::new(&mut link.io).poll_write(cx, rest))?;
+            self.direct -= n;
+            buffer.consume(n, buffers);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Whose turn it is when nothing moves.
+    fn waits_for_client(&self) -> bool {
+        !self.ended && !self.is_gated && !self.is_broken && self.first_sent == self.first.len() && self.direct == 0
+    }
+}
+
+/// Deadlines of an exchange.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deadlines {
+    /// From the request sent to the response's head.
+    pub(crate) response_head: Duration,
+    /// Without a byte of the response's body.
+    pub(crate) response_body: Duration,
+    /// Without a byte of the request's body.
+    pub(crate) request_body: Duration,
+    /// Without the client taking anything.
+    pub(crate) write: Duration,
+}
+
+/// How long a body is held back for a 100 that does not come (reliability.md B10).
+const CONTINUE_WAIT: Duration = Duration::from_secs(1);
+
+/// What ended the wait for a head.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Waited {
+    /// A complete head of this many bytes is in the link's buffer.
+    Head(usize),
+    /// The endpoint said nothing to `Expect: 100-continue`: say 100 in its place.
+    NoContinue,
+}
+
+/// Sends the request and waits for a response head.
+pub(crate) async fn await_head(
+    client: &mut ClientSide,
+    link: &mut Link,
+    upload: &mut Upload,
+    deadlines: Deadlines,
+    buffers: &Buffers,
+) -> Result<Waited, Broken> {
+    let start = Instant::now();
+    let mut seen = 0;
+    let mut moved = (upload.bytes, upload.is_done());
+    let ClientSide { stream, buffer, dog } = client;
+    dog.set(start + if upload.is_gated { CONTINUE_WAIT } else { deadlines.response_head });
+    poll_fn(|cx| {
+        if !upload.is_done()
+            && let Poll::Ready(Err(broken)) = upload.poll(cx, stream, buffer, link, buffers)
+        {
+            return Poll::Ready(Err(broken));
+        }
+        loop {
+            if let Some(end) = find_end(link.buffer.unread(), seen) {
+                return Poll::Ready(Ok(Waited::Head(end)));
+            }
+            seen = link.buffer.len();
+            if seen > HEAD_BYTES {
+                return Poll::Ready(Err(Broken::Endpoint(Reason::BadResponse)));
+            }
+            match link.buffer.poll_fill(cx, &mut link.io, Size::Body, buffers) {
+                Poll::Ready(Ok(n)) if n > 0 => {}
+                Poll::Ready(_) => {
+                    let reason = if seen == 0 { Reason::Reset } else { Reason::BadResponse };
+                    return Poll::Ready(Err(Broken::Endpoint(reason)));
+                }
+                Poll::Pending => break,
+            }
+        }
+        if (upload.bytes, upload.is_done()) != moved {
+            moved = (upload.bytes, upload.is_done());
+            let wait = if upload.is_done() { deadlines.response_head } else { deadlines.request_body };
+            dog.set(Instant::now() + wait);
+        }
+        match dog.poll(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(()) if upload.is_gated => Poll::Ready(Ok(Waited::NoContinue)),
+            Poll::Ready(()) if upload.waits_for_client() => Poll::Ready(Err(Broken::Client(Reason::BodyTimeout))),
+            Poll::Ready(()) => Poll::Ready(Err(Broken::Endpoint(Reason::ResponseTimeout))),
+        }
+    })
+    .await
+}
+
+/// A response on its way to the client.
+#[derive(Debug)]
+pub(crate) struct Download {
+    decoder: Decoder,
+    /// How the client is told where it ends.
+    framing: Framing,
+    out: Vec<u8>,
+    sent: usize,
+    /// Bytes at the front of the link's buffer that go out as they are.
+    direct: usize,
+    ended: bool,
+    /// Something reached the client's connection: it is too late for another answer.
+    pub(crate) has_begun: bool,
+    /// Of the body.
+    pub(crate) bytes: u64,
+}
+
+impl Download {
+    /// `head` is the client's head.
+    pub(crate) fn new(head: Vec<u8>, endpoint: Framing, client: Framing) -> Self {
+        Self {
+            decoder: Decoder::new(endpoint),
+            framing: client,
+            out: head,
+            sent: 0,
+            direct: 0,
+            ended: false,
+            has_begun: false,
+            bytes: 0,
+        }
+    }
+
+    pub(crate) fn into_scratch(self) -> Vec<u8> {
+        self.out
+    }
+
+    /// Ready once the whole response is with the client's kernel.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut Stream,
+        link: &mut Link,
+        buffers: &Buffers,
+    ) -> Poll<Result<(), Broken>> {
+        loop {
+            self.read_ahead(link, buffers)?;
+            let had_some = !self.out.is_empty() || self.direct > 0;
+            if ready!(self.poll_send(cx, client, link, buffers)).is_err() {
+                return Poll::Ready(Err(Broken::Client(Reason::ClientAbort)));
+            }
+            if self.ended {
+                let flushed = ready!(Pin::new(&mut *client).poll_flush(cx));
+                return Poll::Ready(flushed.map_err(|_| Broken::Client(Reason::ClientAbort)));
+            }
+            if had_some {
+                continue;
+            }
+            match link.buffer.poll_fill(cx, &mut link.io, Size::Body, buffers) {
+                Poll::Ready(Ok(n)) if n > 0 => {}
+                Poll::Ready(Ok(_)) if self.decoder.may_end_here() => self.end(),
+                Poll::Ready(_) => return Poll::Ready(Err(Broken::Endpoint(Reason::UpstreamTruncated))),
+                // What is in the TLS session must not wait for the endpoint's next bytes.
+                Poll::Pending => match ready!(Pin::new(&mut *client).poll_flush(cx)) {
+                    Ok(()) => return Poll::Pending,
+                    Err(_) => return Poll::Ready(Err(Broken::Client(Reason::ClientAbort))),
+                },
+            }
+        }
+    }
+
+    /// Moves what was read into `out`, or marks it to go out as it is.
+    fn read_ahead(&mut self, link: &mut Link, buffers: &Buffers) -> Result<(), Broken> {
+        while !self.ended && self.direct == 0 && self.out.len() < WITH_HEAD {
+            let bad = |_| Broken::Endpoint(Reason::BadResponse);
+            match self.decoder.next(link.buffer.unread()).map_err(bad)? {
+                Piece::Data { skip, len } => {
+                    self.bytes += len as u64;
+                    // Chunks are written anew; plain bytes are copied only to fill up the write that the head goes out
+                    // with, and else go straight from the endpoint's buffer to the client.
+                    let copied = match self.framing {
+                        Framing::Chunked => len,
+                        _ if self.out.is_empty() => 0,
+                        _ => len.min(WITH_HEAD - self.out.len()),
+                    };
+                    let data = link.buffer.unread().get(skip..skip + copied).unwrap_or_default();
+                    body::encode(self.framing, data, &mut self.out);
+                    link.buffer.consume(skip + copied, buffers);
+                    self.direct = len - copied;
+                    if self.decoder.is_done() && self.framing != Framing::Chunked {
+                        self.ended = true;
+                    }
+                }
+                Piece::More(n) => {
+                    link.buffer.consume(n, buffers);
+                    return Ok(());
+                }
+                Piece::End(n) => {
+                    link.buffer.consume(n, buffers);
+                    self.end();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&mut self) {
+        body::encode_end(self.framing, self.decoder.trailers(), &mut self.out);
+        self.ended = true;
+    }
+
+    fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut Stream,
+        link: &mut Link,
+        buffers: &Buffers,
+    ) -> Poll<std::io::Result<()>> {
+        while let Some(rest) = self.out.get(self.sent..).filter(|r| !r.is_empty()) {
+            self.sent += ready!(Pin::new(&mut *client).poll_write(cx, rest))?;
+            self.has_begun = true;
+        }
+        self.out.clear();
+        self.sent = 0;
+        while self.direct > 0 {
+            let rest = link.buffer.unread().get(..self.direct).unwrap_or_default();
+            let n = ready!(Pin::new(&mut *client).poll_write(cx, rest))?;
+            self.direct -= n;
+            link.buffer.consume(n, buffers);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn progress(&self) -> (u64, usize, usize) {
+        (self.bytes, self.sent, self.direct)
+    }
+}
+
+/// Relays a response while the rest of the request may still go up.
+pub(crate) async fn relay(
+    client: &mut ClientSide,
+    link: &mut Link,
+    upload: &mut Upload,
+    download: &mut Download,
+    deadlines: Deadlines,
+    buffers: &Buffers,
+) -> Result<(), Broken> {
+    let ClientSide { stream, buffer, dog } = client;
+    let mut progress = None;
+    poll_fn(|cx| {
+        if let Poll::Ready(done) = download.poll(cx, stream, link, buffers) {
+            return Poll::Ready(done);
+        }
+        if !upload.is_done()
+            && let Poll::Ready(Err(broken)) = upload.poll(cx, stream, buffer, link, buffers)
+        {
+            return Poll::Ready(Err(broken));
+        }
+        let waits_for_client = download.sent < download.out.len() || download.direct > 0;
+        let now = (download.progress(), upload.bytes);
+        if progress != Some(now) {
+            progress = Some(now);
+            dog.set(Instant::now() + if waits_for_client { deadlines.write } else { deadlines.response_body });
+        }
+        match dog.poll(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(()) if waits_for_client => Poll::Ready(Err(Broken::Client(Reason::WriteTimeout))),
+            Poll::Ready(()) => Poll::Ready(Err(Broken::Endpoint(Reason::UpstreamStalled))),
+        }
+    })
+    .await
+}
+
+/// Writes all of `bytes` to the client within the write deadline.
+pub(crate) async fn write_all(client: &mut ClientSide, bytes: &[u8], within: Duration) -> Result<(), Broken> {
+    let ClientSide { stream, dog, .. } = client;
+    let mut sent = 0;
+    dog.set(Instant::now() + within);
+    poll_fn(|cx| {
+        while let Some(rest) = bytes.get(sent..).filter(|r| !r.is_empty()) {
+            match Pin::new(&mut *stream).poll_write(cx, rest) {
+                Poll::Ready(Ok(n)) => sent += n,
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Client(Reason::ClientAbort))),
+                Poll::Pending => return dog.poll(cx).map(|()| Err(Broken::Client(Reason::WriteTimeout))),
+            }
+        }
+        match Pin::new(&mut *stream).poll_flush(cx) {
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+            Poll::Ready(Err(_)) => Poll::Ready(Err(Broken::Client(Reason::ClientAbort))),
+            Poll::Pending => dog.poll(cx).map(|()| Err(Broken::Client(Reason::WriteTimeout))),
+        }
+    })
+    .await
+}

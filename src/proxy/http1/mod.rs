@@ -1,0 +1,12 @@
+//! HTTP/1 on both sides: a codec of our own on httparse.
+//!
+//! hyper hides what a front door must see (a Content-Length beside chunked, a bare LF, a second Host, 1xx answers) and
+//! bounds neither bodies nor writes in time; it also costs 4 us more per request and twice the memory per idle
+//! connection (shared/performance.md). It keeps HTTP/2, the admin listener and the load tester.
+
+pub(crate) mod body;
+pub(crate) mod exchange;
+pub(crate) mod head;
+pub(crate) mod response;
+pub(crate) mod serve;
+mod tunnel;

@@ -1,0 +1,445 @@
+//! HTTP/1 with a client: one request after the other until either side is done.
+//!
+//! Reads a head, has it planned, tries endpoints, relays the answer. Every error becomes a response in `respond`, and
+//! every request ends in one journal entry.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::body::Framing;
+use super::exchange::{self, Broken, ClientSide, Deadlines, Download, Upload, Waited};
+use super::head;
+use super::response::{self, ResponseHead};
+use super::tunnel;
+use crate::proxy::attempts::Attempts;
+use crate::proxy::buffer::{Buffer, Size};
+use crate::proxy::connection::Connection;
+use crate::proxy::journal::Entry;
+use crate::proxy::request::{self, Instead, Line, Plan, Protocol};
+use crate::proxy::respond;
+use crate::proxy::stream::Stream;
+use crate::proxy::upstream::{self, Link};
+use crate::proxy::watchdog::Watchdog;
+use crate::proxy::worker::Worker;
+use crate::reason::Reason;
+
+/// Serves a connection to its end.
+pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, early: Buffer, connection: Connection) {
+    let timeouts = connection.listener.config.timeouts;
+    let dog = Watchdog::new(Instant::now(), timeouts.first_byte);
+    let mut session = Session { client: ClientSide { stream, buffer: early, dog }, worker, connection, served: 0 };
+    while let After::Next = session.request().await {
+        session.served += 1;
+    }
+}
+
+/// What comes after a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    Next,
+    End,
+}
+
+struct Session {
+    client: ClientSide,
+    worker: Rc<Worker>,
+    connection: Connection,
+    served: u64,
+}
+
+/// An endpoint's answer, as far as its head.
+struct Answer {
+    link: Link,
+    head: ResponseHead,
+    /// Of the head in the link's buffer.
+    length: usize,
+}
+
+impl Session {
+    async fn request(&mut self) -> After {
+        let length = match self.await_head().await {
+            Ok(Some(length)) => length,
+            Ok(None) => return self.close().await,
+            Err(Reason::FirstByteTimeout | Reason::ClientAbort) if self.client.buffer.is_empty() => {
+                return self.close().await;
+            }
+            Err(reason) => {
+                let entry = Entry::new(&self.worker, &self.connection, Protocol::Http11);
+                return self.refuse(entry, reason, true).await;
+            }
+        };
+        let mut entry = Entry::new(&self.worker, &self.connection, Protocol::Http11);
+        let mut out = self.worker.buffers.scratch();
+        let limits = self.connection.listener.config.limits;
+        let now = self.worker.millis(entry.started);
+        let head = self.client.buffer.unread().get(..length).unwrap_or_default();
+        let planned = head::parse_request(head, &limits, |line, headers| {
+            let fields = headers.iter().map(|h| (h.name.as_bytes(), h.value));
+            let protocol = if line.is_http10 { Protocol::Http10 } else { Protocol::Http11 };
+            let line = Line { method: line.method, target: line.target, authority: None, protocol, has_data: false };
+            Ok(request::plan(&self.worker, &self.connection, line, fields, now, &mut out))
+        });
+        let plan = match planned {
+            Ok(Ok(plan)) => plan,
+            Ok(Err(instead)) => {
+                let bodyless = may_go_on(head, &instead);
+                entry.raw_head(head);
+                self.client.buffer.consume(length, &self.worker.buffers);
+                self.worker.buffers.recycle(out);
+                return self.answer_instead(entry, instead, !bodyless).await;
+            }
+            Err(reason) => {
+                entry.raw_head(head);
+                self.worker.buffers.recycle(out);
+                return self.refuse(entry, reason, true).await;
+            }
+        };
+        self.client.buffer.consume(length, &self.worker.buffers);
+        entry.planned(&plan);
+        self.exchange(entry, plan, out).await
+    }
+
+    /// Waits for a complete head; its length, or `None` when the connection is to be closed without another word.
+    async fn await_head(&mut self) -> Result<Option<usize>, Reason> {
+        let timeouts = self.connection.listener.config.timeouts;
+        let limits = self.connection.listener.config.limits;
+        let (worker, seat, is_first) = (&self.worker, &self.connection.seat, self.served == 0);
+        let ClientSide { stream, buffer, dog } = &mut self.client;
+        if !is_first {
+            dog.set(Instant::now() + timeouts.idle);
+        }
+        let mut seen = 0;
+        let mut is_begun = false;
+        poll_fn(|cx| {
+            loop {
+                let blank = head::leading_blank(buffer.unread());
+                buffer.consume(blank, &worker.buffers);
+                if !buffer.is_empty() {
+                    if let Some(end) = head::find_end(buffer.unread(), seen) {
+                        return Poll::Ready(Ok(Some(end)));
+                    }
+                    head::may_grow(buffer.unread(), &limits)?;
+                    seen = buffer.len();
+                    if !is_begun {
+                        is_begun = true;
+                        dog.set(Instant::now() + timeouts.head);
+                    }
+                }
+                seat.watch(cx);
+                if buffer.is_empty()
+                    && let Some(at) = seat.closes_at()
+                {
+                    let idle = if is_first { timeouts.first_byte } else { timeouts.idle };
+                    dog.set(at.min(Instant::now() + idle));
+                }
+                match buffer.poll_fill(cx, stream, Size::Head, &worker.buffers) {
+                    Poll::Ready(Ok(0)) if buffer.is_empty() => return Poll::Ready(Ok(None)),
+                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(Reason::ClientAbort)),
+                    Poll::Ready(Ok(_)) => {}
+                    Poll::Pending => {
+                        return dog.poll(cx).map(|()| match (is_begun, is_first) {
+                            (true, _) => Err(Reason::HeadTimeout),
+                            (false, true) if seat.closes_at().is_none() => Err(Reason::FirstByteTimeout),
+                            (false, _) => Ok(None),
+                        });
+                    }
+                }
+            }
+        })
+        .await
+    }
+
+    async fn exchange(&mut self, mut entry: Entry, plan: Plan, head: Vec<u8>) -> After {
+        let mut upload = Upload::new(head, plan.framing, plan.expects_continue);
+        if let Err(reason) = upload.absorb(&mut self.client.buffer, &self.worker.buffers) {
+            entry.head(upload.head(), &plan.spans);
+            return self.refuse(entry, reason, true).await;
+        }
+        let answer = self.answer(&mut entry, &plan, &mut upload).await;
+        entry.head(upload.head(), &plan.spans);
+        entry.bytes_in = upload.bytes;
+        match answer {
+            Ok(answer) if answer.head.status == 101 => self.upgrade(entry, answer, upload).await,
+            Ok(answer) => self.relay(entry, &plan, answer, upload).await,
+            Err(Broken::Client(reason) | Broken::Endpoint(reason)) => {
+                let closes = plan.closes || !upload.is_read();
+                self.worker.buffers.recycle(upload.into_head());
+                self.refuse(entry, reason, closes).await
+            }
+        }
+    }
+
+    /// Tries endpoints until one has begun to answer.
+    async fn answer(&mut self, entry: &mut Entry, plan: &Plan, upload: &mut Upload) -> Result<Answer, Broken> {
+        let worker = self.worker.clone();
+        let deadlines = self.deadlines(plan);
+        let mut attempts = Attempts::new(&worker, plan, entry.started);
+        loop {
+            let mut link = attempts.link().await.map_err(Broken::Endpoint)?;
+            entry.attempt(&link, attempts.count());
+            match self.final_head(&mut link, plan, upload, deadlines).await {
+                Ok((head, length)) => {
+                    attempts.succeeded(&link);
+                    entry.upstream_began();
+                    return Ok(Answer { link, head, length });
+                }
+                Err(Broken::Endpoint(reason)) => {
+                    let may_repeat = reason == Reason::Reset && plan.is_idempotent && upload.is_replayable();
+                    attempts.failed(link, reason, may_repeat).map_err(Broken::Endpoint)?;
+                    upload.rewind();
+                }
+                Err(client) => {
+                    upstream::discard(link, &worker.buffers);
+                    return Err(client);
+                }
+            }
+        }
+    }
+
+    /// Waits for the final head, relaying interim ones (RFC 9110 section 15.2).
+    async fn final_head(
+        &mut self,
+        link: &mut Link,
+        plan: &Plan,
+        upload: &mut Upload,
+        deadlines: Deadlines,
+    ) -> Result<(ResponseHead, usize), Broken> {
+        // As many as reliability.md B16 allows.
+        for _ in 0..16 {
+            let waited = exchange::await_head(&mut self.client, link, upload, deadlines, &self.worker.buffers).await?;
+            let length = match waited {
+                Waited::Head(length) => length,
+                Waited::NoContinue => {
+                    upload.is_gated = false;
+                    exchange::write_all(&mut self.client, CONTINUE, deadlines.write).await?;
+                    continue;
+                }
+            };
+            let bytes = link.buffer.unread().get(..length).unwrap_or_default();
+            let mut interim = Vec::new();
+            let head = response::parse(bytes, plan.is_head, |head, phrase, headers| {
+                if (100..200).contains(&head.status) && head.status != 101 {
+                    let side = response::ClientSide { framing: Framing::Empty, closes: false, is_http10: false };
+                    response::write(head, phrase, headers, side, |_| {}, &mut interim);
+                }
+                head
+            })
+            .map_err(|_| Broken::Endpoint(Reason::BadResponse))?;
+            match head.status {
+                101 if plan.is_upgrade && head.is_websocket => return Ok((head, length)),
+                101 => return Err(Broken::Endpoint(Reason::Bad101)),
+                100..=199 => {
+                    link.buffer.consume(length, &self.worker.buffers);
+                    // 100 is for those who asked; HTTP/1.0 knows none of them.
+                    if plan.protocol == Protocol::Http11 && (head.status != 100 || upload.is_gated) {
+                        exchange::write_all(&mut self.client, &interim, deadlines.write).await?;
+                    }
+                    if head.status == 100 {
+                        upload.is_gated = false;
+                    }
+                }
+                _ => return Ok((head, length)),
+            }
+        }
+        Err(Broken::Endpoint(Reason::BadResponse))
+    }
+
+    async fn relay(&mut self, mut entry: Entry, plan: &Plan, answer: Answer, mut upload: Upload) -> After {
+        let Answer { mut link, head, length } = answer;
+        let is_http10 = plan.protocol == Protocol::Http10;
+        let framing = match head.framing {
+            // HTTP/1.0 has no chunks: the end of the connection is the end of the body.
+            Framing::Chunked | Framing::Close if is_http10 => Framing::Close,
+            Framing::Close => Framing::Chunked,
+            framing => framing,
+        };
+        let closes = plan.closes
+            || framing == Framing::Close
+            || !upload.is_done()
+            || self.connection.seat.must_close(entry.started);
+        let side = response::ClientSide { framing, closes, is_http10 };
+        let mut out = self.worker.buffers.scratch();
+        let bytes = link.buffer.unread().get(..length).unwrap_or_default();
+        let written = response::parse(bytes, plan.is_head, |head, phrase, headers| {
+            response::write(head, phrase, headers, side, |out| respond::extra(plan, out), &mut out);
+        });
+        debug_assert!(written.is_ok(), "the head was parsed before");
+        link.buffer.consume(length, &self.worker.buffers);
+
+        let mut download = Download::new(out, head.framing, framing);
+        let deadlines = self.deadlines(plan);
+        let relayed =
+            exchange::relay(&mut self.client, &mut link, &mut upload, &mut download, deadlines, &self.worker.buffers)
+                .await;
+        entry.status = head.status;
+        entry.bytes_in = upload.bytes;
+        entry.bytes_out = download.bytes;
+        let is_clean = upload.is_done() && head.keeps_alive && link.buffer.is_empty();
+        let has_begun = download.has_begun;
+        self.worker.buffers.recycle(download.into_scratch());
+        let sent_all = upload.is_done();
+        self.worker.buffers.recycle(upload.into_head());
+        match relayed {
+            Ok(()) => {
+                if is_clean {
+                    self.worker.pool.checkin(link, self.worker.now_millis());
+                } else {
+                    upstream::discard(link, &self.worker.buffers);
+                }
+                entry.finish(&self.worker, &self.connection);
+                match (closes, sent_all) {
+                    (false, true) => After::Next,
+                    (true, true) => self.close().await,
+                    // The client may still be sending: let it see the answer before the connection goes.
+                    (_, false) => self.linger().await,
+                }
+            }
+            Err(Broken::Endpoint(reason)) if !has_begun => {
+                upstream::discard(link, &self.worker.buffers);
+                entry.status = reason.status();
+                self.refuse(entry, reason, true).await
+            }
+            // Too late for another answer: the missing end tells the client (RFC 9112 section 8).
+            Err(Broken::Client(reason) | Broken::Endpoint(reason)) => {
+                upstream::discard(link, &self.worker.buffers);
+                entry.reason = Some(reason);
+                entry.finish(&self.worker, &self.connection);
+                self.abort()
+            }
+        }
+    }
+
+    async fn upgrade(&mut self, mut entry: Entry, answer: Answer, upload: Upload) -> After {
+        let Answer { mut link, length, .. } = answer;
+        let mut out = self.worker.buffers.scratch();
+        let bytes = link.buffer.unread().get(..length).unwrap_or_default();
+        let side = response::ClientSide { framing: Framing::Empty, closes: false, is_http10: false };
+        let written = response::parse(bytes, false, |head, phrase, headers| {
+            response::write(head, phrase, headers, side, |_| {}, &mut out);
+        });
+        debug_assert!(written.is_ok(), "the head was parsed before");
+        link.buffer.consume(length, &self.worker.buffers);
+        entry.status = 101;
+        let timeouts = self.connection.listener.config.timeouts;
+        let (up, down) = match exchange::write_all(&mut self.client, &out, timeouts.write).await {
+            Ok(()) => tunnel::run(&mut self.client, &mut link, timeouts.upgraded_idle, &self.worker.buffers).await,
+            Err(_) => (0, 0),
+        };
+        self.worker.buffers.recycle(out);
+        self.worker.buffers.recycle(upload.into_head());
+        upstream::discard(link, &self.worker.buffers);
+        entry.bytes_in = up;
+        entry.bytes_out = down;
+        entry.finish(&self.worker, &self.connection);
+        self.close().await
+    }
+
+    async fn answer_instead(&mut self, mut entry: Entry, instead: Instead, closes: bool) -> After {
+        match instead {
+            Instead::Refuse(reason) => self.refuse(entry, reason, closes || respond::ends_connection(reason)).await,
+            Instead::Redirect { status, location } => {
+                entry.status = status;
+                let response = respond::redirect(status, &location, closes);
+                self.send(entry, &response, closes).await
+            }
+        }
+    }
+
+    /// Answers with a reason of perch's own.
+    async fn refuse(&mut self, mut entry: Entry, reason: Reason, closes: bool) -> After {
+        entry.status = reason.status();
+        entry.reason = Some(reason);
+        if reason == Reason::ClientAbort {
+            entry.finish(&self.worker, &self.connection);
+            return self.abort();
+        }
+        let closes = closes || self.connection.seat.must_close(entry.started);
+        let response = respond::error(reason, entry.is_head, closes, entry.request_id());
+        self.send(entry, &response, closes).await
+    }
+
+    async fn send(&mut self, entry: Entry, response: &[u8], closes: bool) -> After {
+        let write = self.connection.listener.config.timeouts.write;
+        let sent = exchange::write_all(&mut self.client, response, write).await;
+        entry.finish(&self.worker, &self.connection);
+        match sent {
+            Err(_) => self.abort(),
+            Ok(()) if closes => self.linger().await,
+            Ok(()) => After::Next,
+        }
+    }
+
+    fn deadlines(&self, plan: &Plan) -> Deadlines {
+        let (client, endpoint) = (&self.connection.listener.config.timeouts, &plan.service.config.timeouts);
+        Deadlines {
+            response_head: endpoint.response_head,
+            response_body: endpoint.body,
+            request_body: client.body,
+            write: client.write,
+        }
+    }
+
+    /// Ends the connection in order: TLS close_notify, then FIN.
+    async fn close(&mut self) -> After {
+        let shut = tokio::io::AsyncWriteExt::shutdown(&mut self.client.stream);
+        // Whether the other side still listens makes no difference.
+        tokio::time::timeout(LINGER, shut).await.ok();
+        After::End
+    }
+
+    /// Ends the connection so that the client sees the answer and not a reset: reads on for a moment (RFC 9112 9.6).
+    async fn linger(&mut self) -> After {
+        self.close().await;
+        let ClientSide { stream, buffer, dog } = &mut self.client;
+        dog.set(Instant::now() + LINGER);
+        let buffers = &self.worker.buffers;
+        let mut left = LINGER_BYTES;
+        poll_fn(|cx| {
+            loop {
+                buffer.clear(buffers);
+                match buffer.poll_fill(cx, stream, Size::Head, buffers) {
+                    Poll::Ready(Ok(n)) if n > 0 && left > 0 => left = left.saturating_sub(n),
+                    Poll::Ready(_) => return Poll::Ready(()),
+                    Poll::Pending => return dog.poll(cx),
+                }
+            }
+        })
+        .await;
+        After::End
+    }
+
+    /// Ends the connection at once, without a clean end that the client could mistake for one.
+    fn abort(&mut self) -> After {
+        self.client.buffer.clear(&self.worker.buffers);
+        After::End
+    }
+}
+
+/// Whether the request that was answered in the endpoint's place has no body, so that the next one starts right after.
+fn may_go_on(head: &[u8], instead: &Instead) -> bool {
+    if let Instead::Refuse(reason) = instead
+        && respond::ends_connection(*reason)
+    {
+        return false;
+    }
+    let line = head.split(|b| *b == b'\r').next();
+    // Rare: a second look at the raw lines is cheaper than carrying the facts of every request.
+    !head.split(|b| *b == b'\n').any(names_framing) && !line.is_some_and(|l| l.ends_with(b"HTTP/1.0"))
+}
+
+fn names_framing(line: &[u8]) -> bool {
+    let name = line.split(|b| *b == b':').next().unwrap_or_default();
+    name.eq_ignore_ascii_case(b"content-length")
+        || name.eq_ignore_ascii_case(b"transfer-encoding")
+        || name.eq_ignore_ascii_case(b"connection")
+}
+
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// How long and how much is read on after the last answer, as reliability.md has it.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 64 * 1024;

@@ -1,0 +1,374 @@
+//! HTTP/2 from clients, by hyper; the endpoint's side is the same HTTP/1 codec as for HTTP/1 clients.
+//!
+//! hyper gives each stream a task, which drives its endpoint connection too. Writes of a connection are put together:
+//! the h2 crate flushes after every frame, and one TLS record and one system call per response would be the price.
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Poll, ready};
+use std::time::Duration;
+
+use http::header::{CONTENT_LENGTH, HeaderName, HeaderValue};
+use http::{HeaderMap, Request, Response, StatusCode};
+use hyper::body::{Body, Incoming};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::time::Instant;
+
+use super::attempts::Attempts;
+use super::buffer::Size;
+use super::connection::Connection;
+use super::http1::body::Framing;
+use super::http1::exchange::Broken;
+use super::http1::head::find_end;
+use super::http1::response::{self, HEAD_BYTES, ResponseHead};
+use super::journal::Entry;
+use super::request::{self, Instead, Line, Plan, Protocol};
+use super::respond;
+use super::stream::Stream;
+use super::upstream::{self, Link};
+use super::watchdog::Watchdog;
+use super::worker::Worker;
+use crate::reason::Reason;
+
+mod coalesce;
+mod relay;
+mod upload;
+
+use coalesce::Coalesce;
+use relay::{Answer, Relay};
+use upload::Upload;
+
+/// Stream and connection windows, as Envoy's advice for the edge has them.
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Response bytes that wait for the client's window, per stream.
+const SEND_BUFFER: usize = 64 * 1024;
+/// An idle peer is asked whether it is still there (reliability.md D8).
+const PING_EVERY: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A client's connection with its streams.
+struct Session {
+    worker: Rc<Worker>,
+    connection: Connection,
+    /// Streams under way.
+    active: Cell<usize>,
+    /// Streams that were begun.
+    begun: Cell<u64>,
+}
+
+/// Serves a connection to its end.
+pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, connection: Connection) {
+    let timeouts = connection.listener.config.timeouts;
+    let limits = connection.listener.config.limits;
+    let session = Rc::new(Session { worker, connection, active: Cell::new(0), begun: Cell::new(0) });
+    let served = session.clone();
+    let service = hyper::service::service_fn(move |request| {
+        let session = served.clone();
+        // The counter goes down when the stream's task is dropped, however it ends.
+        let stream = ActiveStream::new(session.clone());
+        async move { Ok::<_, Infallible>(handle(&session, request, stream).await) }
+    });
+    let mut builder = hyper::server::conn::http2::Builder::new(LocalTasks);
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.streams)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
+        .max_send_buf_size(SEND_BUFFER)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .auto_date_header(false);
+    let mut http = Box::pin(builder.serve_connection(TokioIo::new(Coalesce::new(stream)), service));
+    let mut dog = Watchdog::new(Instant::now(), timeouts.first_byte);
+    let mut seen = 0;
+    let mut is_closing = false;
+    let ended = poll_fn(|cx| {
+        session.connection.seat.watch(cx);
+        if let Poll::Ready(done) = http.as_mut().poll(cx) {
+            return Poll::Ready(done.map_err(|error| tracing::debug!(%error, "HTTP/2 connection ended.")));
+        }
+        loop {
+            let is_idle = session.active.get() == 0;
+            let now = Instant::now();
+            if session.begun.get() != seen || !is_idle {
+                seen = session.begun.get();
+                dog.set(now + timeouts.idle);
+            }
+            if let Some(at) = session.connection.seat.closes_at()
+                && !is_closing
+            {
+                dog.set(at.max(now));
+            }
+            ready!(dog.poll(cx));
+            if is_closing && is_idle {
+                // It was told to go and did not.
+                return Poll::Ready(Err(()));
+            }
+            is_closing = true;
+            http.as_mut().graceful_shutdown();
+            // What is under way may finish; a drain's own deadline ends the rest.
+            dog.set(Instant::now() + timeouts.idle);
+            if let Poll::Ready(done) = http.as_mut().poll(cx) {
+                return Poll::Ready(done.map_err(|error| tracing::debug!(%error, "HTTP/2 connection ended.")));
+            }
+        }
+    });
+    // Either way it is over; what went wrong was said where it was known.
+    ended.await.ok();
+}
+
+/// Spawns streams on the worker's own thread.
+#[derive(Clone, Copy, Debug)]
+struct LocalTasks;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for LocalTasks {
+    fn execute(&self, task: F) {
+        tokio::task::spawn_local(async move {
+            task.await;
+        });
+    }
+}
+
+/// A stream under way.
+struct ActiveStream(Rc<Session>);
+
+impl ActiveStream {
+    fn new(session: Rc<Session>) -> Self {
+        session.active.set(session.active.get() + 1);
+        session.begun.set(session.begun.get() + 1);
+        Self(session)
+    }
+}
+
+impl Drop for ActiveStream {
+    fn drop(&mut self) {
+        self.0.active.set(self.0.active.get() - 1);
+    }
+}
+
+async fn handle(session: &Rc<Session>, request: Request<Incoming>, stream: ActiveStream) -> Response<Answer> {
+    let (worker, connection) = (&session.worker, &session.connection);
+    let mut entry = Entry::new(worker, connection, Protocol::Http2);
+    let (parts, incoming) = request.into_parts();
+    let mut out = worker.buffers.scratch();
+    let target = parts.uri.path_and_query().map_or("", |t| t.as_str());
+    let authority = parts.uri.authority().map(|a| a.as_str());
+    let line = Line {
+        method: parts.method.as_str(),
+        target,
+        authority,
+        protocol: Protocol::Http2,
+        has_data: !incoming.is_end_stream(),
+    };
+    let fields: Vec<(&[u8], &[u8])> =
+        parts.headers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())).collect();
+    let now = worker.millis(entry.started);
+    let planned = match parts.headers.len() <= connection.listener.config.limits.fields {
+        true => request::plan(worker, connection, line, fields.iter().copied(), now, &mut out),
+        false => Err(Reason::FieldCount.into()),
+    };
+    let plan = match planned {
+        Ok(plan) => plan,
+        Err(instead) => {
+            worker.buffers.recycle(out);
+            entry.words_of(parts.method.as_str().as_bytes(), target.as_bytes(), authority);
+            let response = match instead {
+                Instead::Refuse(reason) => {
+                    entry.status = reason.status();
+                    entry.reason = Some(reason);
+                    respond::error_h2(reason, None)
+                }
+                Instead::Redirect { status, location } => {
+                    entry.status = status;
+                    respond::redirect_h2(status, &location)
+                }
+            };
+            entry.finish(worker, connection);
+            return response.map(Answer::Own);
+        }
+    };
+    drop(parts);
+    entry.planned(&plan);
+    let mut exchange = Exchange { session, plan: &plan, upload: Upload::new(out, plan.framing, incoming) };
+    let answered = exchange.run(&mut entry).await;
+    let upload = exchange.upload;
+    entry.head(upload.head(), &plan.spans);
+    entry.bytes_in = upload.bytes;
+    match answered {
+        Ok((mut link, head, length)) => {
+            let response = client_head(&plan, &link, head, length);
+            link.buffer.consume(length, &worker.buffers);
+            entry.status = head.status;
+            let relay = Relay::new(session.clone(), stream, entry, link, head, upload, deadlines(session, &plan));
+            response.map(|()| Answer::Endpoint(Box::new(relay)))
+        }
+        Err(Broken::Client(reason) | Broken::Endpoint(reason)) => {
+            entry.status = reason.status();
+            entry.reason = Some(reason);
+            let response = respond::error_h2(reason, entry.request_id());
+            worker.buffers.recycle(upload.into_head());
+            entry.finish(worker, connection);
+            response.map(Answer::Own)
+        }
+    }
+}
+
+/// The client's head. The response was parsed before, so that it parses now.
+fn client_head(plan: &Plan, link: &Link, head: ResponseHead, length: usize) -> Response<()> {
+    let bytes = link.buffer.unread().get(..length).unwrap_or_default();
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::from_u16(head.status).unwrap_or(StatusCode::BAD_GATEWAY);
+    let fill = |headers: &mut HeaderMap, parsed: &[httparse::Header<'_>]| {
+        headers.reserve(parsed.len() + 2);
+        let nominated = response::nominated(parsed);
+        for header in parsed {
+            let name = header.name.as_bytes();
+            if response::passes(name)
+                && !nominated.iter().any(|n| n.eq_ignore_ascii_case(name))
+                && let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(header.value))
+            {
+                headers.append(name, value);
+            }
+        }
+        let length = match head.framing {
+            Framing::Length(n) => Some(n),
+            Framing::Empty => response::declared_length(head.status, parsed),
+            Framing::Chunked | Framing::Close => None,
+        };
+        if let Some(length) = length {
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        }
+    };
+    let parsed = response::parse(bytes, plan.is_head, |_, _, parsed| fill(response.headers_mut(), parsed));
+    debug_assert!(parsed.is_ok(), "the head was parsed before");
+    if plan.service.config.version_header
+        && let Some(version) = plan.service.versions.get(plan.decision.version)
+        && let Ok(value) = HeaderValue::from_str(&version.name)
+    {
+        response.headers_mut().insert(respond::VERSION, value);
+    }
+    response
+}
+
+/// Deadlines towards the endpoint and the client.
+#[derive(Clone, Copy, Debug)]
+struct Deadlines {
+    response_head: Duration,
+    response_body: Duration,
+    request_body: Duration,
+}
+
+fn deadlines(session: &Session, plan: &Plan) -> Deadlines {
+    let endpoint = &plan.service.config.timeouts;
+    Deadlines {
+        response_head: endpoint.response_head,
+        response_body: endpoint.body,
+        request_body: session.connection.listener.config.timeouts.body,
+    }
+}
+
+/// One stream's way to an endpoint, until its answer has begun.
+struct Exchange<'a> {
+    session: &'a Rc<Session>,
+    plan: &'a Plan,
+    upload: Upload,
+}
+
+impl Exchange<'_> {
+    async fn run(&mut self, entry: &mut Entry) -> Result<(Link, ResponseHead, usize), Broken> {
+        let session = self.session;
+        let mut attempts = Attempts::new(&session.worker, self.plan, entry.started);
+        loop {
+            let mut link = attempts.link().await.map_err(Broken::Endpoint)?;
+            entry.attempt(&link, attempts.count());
+            match self.final_head(&mut link).await {
+                Ok((head, length)) => {
+                    attempts.succeeded(&link);
+                    entry.upstream_began();
+                    return Ok((link, head, length));
+                }
+                Err(Broken::Endpoint(reason)) => {
+                    let may_repeat = reason == Reason::Reset && self.plan.is_idempotent && self.upload.is_replayable();
+                    attempts.failed(link, reason, may_repeat).map_err(Broken::Endpoint)?;
+                    self.upload.rewind();
+                }
+                Err(client) => {
+                    upstream::discard(link, &session.worker.buffers);
+                    return Err(client);
+                }
+            }
+        }
+    }
+
+    /// Sends the request and waits for the final head; interim ones end here, since hyper cannot pass them on.
+    async fn final_head(&mut self, link: &mut Link) -> Result<(ResponseHead, usize), Broken> {
+        let deadlines = deadlines(self.session, self.plan);
+        for _ in 0..16 {
+            let length = self.await_head(link, deadlines).await?;
+            let bytes = link.buffer.unread().get(..length).unwrap_or_default();
+            let head = response::parse(bytes, self.plan.is_head, |head, _, _| head)
+                .map_err(|_| Broken::Endpoint(Reason::BadResponse))?;
+            match head.status {
+                101 => return Err(Broken::Endpoint(Reason::Bad101)),
+                100..=199 => link.buffer.consume(length, &self.session.worker.buffers),
+                _ => return Ok((head, length)),
+            }
+        }
+        Err(Broken::Endpoint(Reason::BadResponse))
+    }
+
+    async fn await_head(&mut self, link: &mut Link, deadlines: Deadlines) -> Result<usize, Broken> {
+        let buffers = &self.session.worker.buffers;
+        let upload = &mut self.upload;
+        let mut dog: Option<Watchdog> = None;
+        let mut seen = 0;
+        let mut moved = (0, false);
+        poll_fn(|cx| {
+            if !upload.is_done()
+                && let Poll::Ready(Err(broken)) = upload.poll(cx, link)
+            {
+                return Poll::Ready(Err(broken));
+            }
+            loop {
+                if let Some(end) = find_end(link.buffer.unread(), seen) {
+                    return Poll::Ready(Ok(end));
+                }
+                seen = link.buffer.len();
+                if seen > HEAD_BYTES {
+                    return Poll::Ready(Err(Broken::Endpoint(Reason::BadResponse)));
+                }
+                match link.buffer.poll_fill(cx, &mut link.io, Size::Body, buffers) {
+                    Poll::Ready(Ok(n)) if n > 0 => {}
+                    Poll::Ready(_) => {
+                        let reason = if seen == 0 { Reason::Reset } else { Reason::BadResponse };
+                        return Poll::Ready(Err(Broken::Endpoint(reason)));
+                    }
+                    Poll::Pending => break,
+                }
+            }
+            let now = (upload.bytes, upload.is_done());
+            let wait = if upload.is_done() { deadlines.response_head } else { deadlines.request_body };
+            let dog = match &mut dog {
+                Some(dog) => {
+                    if moved != now {
+                        dog.set(Instant::now() + wait);
+                    }
+                    dog
+                }
+                none => none.insert(Watchdog::new(Instant::now(), wait)),
+            };
+            moved = now;
+            dog.poll(cx).map(|()| {
+                Err(match upload.waits_for_client() {
+                    true => Broken::Client(Reason::BodyTimeout),
+                    false => Broken::Endpoint(Reason::ResponseTimeout),
+                })
+            })
+        })
+        .await
+    }
+}

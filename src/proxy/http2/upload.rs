@@ -1,0 +1,137 @@
+//! An HTTP/2 request's body on its way to an HTTP/1 endpoint.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use hyper::body::{Body, Incoming};
+use tokio::io::AsyncWrite;
+
+use super::super::http1::body::{self, Framing};
+use super::super::http1::exchange::Broken;
+use super::super::http1::response::line;
+use super::super::upstream::Link;
+use crate::decide::fields;
+use crate::reason::Reason;
+
+/// One request on its way.
+#[derive(Debug)]
+pub(super) struct Upload {
+    framing: Framing,
+    incoming: Incoming,
+    /// The head; kept until the answer begins, so that it can be sent again.
+    first: Vec<u8>,
+    first_sent: usize,
+    pending: Vec<u8>,
+    pending_sent: usize,
+    ended: bool,
+    is_streamed: bool,
+    is_broken: bool,
+    pub(super) bytes: u64,
+}
+
+impl Upload {
+    pub(super) fn new(head: Vec<u8>, framing: Framing, incoming: Incoming) -> Self {
+        let ended = incoming.is_end_stream();
+        Self {
+            framing,
+            incoming,
+            first: head,
+            first_sent: 0,
+            pending: Vec::new(),
+            pending_sent: 0,
+            ended,
+            is_streamed: false,
+            is_broken: false,
+            bytes: 0,
+        }
+    }
+
+    pub(super) fn head(&self) -> &[u8] {
+        &self.first
+    }
+
+    pub(super) fn into_head(self) -> Vec<u8> {
+        self.first
+    }
+
+    /// All is read and sent, or the endpoint reads no more.
+    pub(super) fn is_done(&self) -> bool {
+        self.is_broken || self.is_complete()
+    }
+
+    /// All is read and sent.
+    pub(super) fn is_complete(&self) -> bool {
+        self.ended && self.first_sent == self.first.len() && self.pending_sent == self.pending.len()
+    }
+
+    pub(super) fn is_replayable(&self) -> bool {
+        self.ended && !self.is_streamed
+    }
+
+    pub(super) fn rewind(&mut self) {
+        self.first_sent = 0;
+        self.is_broken = false;
+    }
+
+    pub(super) fn waits_for_client(&self) -> bool {
+        !self.ended && !self.is_broken && self.first_sent == self.first.len() && self.pending.is_empty()
+    }
+
+    /// Sends as much as the endpoint takes, reads as much as can be sent.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, link: &mut Link) -> Poll<Result<(), Broken>> {
+        loop {
+            // Its answer may be on the way even if it reads no more.
+            if ready!(self.poll_send(cx, link)).is_err() {
+                self.is_broken = true;
+            }
+            if self.is_done() {
+                return Poll::Ready(Ok(()));
+            }
+            match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
+                Some(Ok(frame)) => {
+                    self.is_streamed = true;
+                    match frame.into_data() {
+                        Ok(data) => {
+                            self.bytes += data.len() as u64;
+                            body::encode(self.framing, &data, &mut self.pending);
+                        }
+                        Err(frame) => {
+                            if let Ok(trailers) = frame.into_trailers() {
+                                self.end(&trailers);
+                            }
+                        }
+                    }
+                }
+                Some(Err(_)) => return Poll::Ready(Err(Broken::Client(Reason::ClientAbort))),
+                None => self.end(&http::HeaderMap::new()),
+            }
+        }
+    }
+
+    fn end(&mut self, trailers: &http::HeaderMap) {
+        if self.ended {
+            return;
+        }
+        let mut lines = Vec::new();
+        for (name, value) in trailers {
+            if fields::may_be_trailer(name.as_str().as_bytes()) {
+                line(name.as_str().as_bytes(), value.as_bytes(), &mut lines);
+            }
+        }
+        body::encode_end(self.framing, &lines, &mut self.pending);
+        self.is_streamed = true;
+        self.ended = true;
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>, link: &mut Link) -> Poll<std::io::Result<()>> {
+        while let Some(rest) = self.first.get(self.first_sent..).filter(|r| !r.is_empty()) {
+            self.first_sent += ready!(Pin::new(&mut link.io).poll_write(cx, rest))?;
+        }
+        while let Some(rest) = self.pending.get(self.pending_sent..).filter(|r| !r.is_empty()) {
+            self.pending_sent += ready!(Pin::new(&mut link.io).poll_write(cx, rest))?;
+        }
+        self.pending.clear();
+        self.pending_sent = 0;
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,190 @@
+//! Connections to endpoints: one worker's own pool, connecting, and what can go wrong on the way.
+//!
+//! A connection belongs to an endpoint by its id, which is never used twice, so an address that another pod took over
+//! never meets an old connection. It is taken out of the pool for one exchange and comes back only clean.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Waker};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::buffer::{Buffer, Buffers};
+use crate::config::ServiceTimeouts;
+use crate::reason::Reason;
+use crate::state::snapshot::{Endpoint, EndpointId, Snapshot, Version};
+
+/// A connection to an endpoint, with the bytes read from it and not yet used.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) io: TcpStream,
+    pub(crate) buffer: Buffer,
+    pub(crate) endpoint: Arc<Endpoint>,
+    /// It has served a request before: a failure may just mean that the endpoint was about to close it.
+    pub(crate) is_reused: bool,
+    /// Set while it serves a request.
+    in_flight: Option<InFlight>,
+    idle_since: u64,
+    /// Milliseconds it may stay unused.
+    idle_timeout: u64,
+}
+
+impl Link {
+    /// Whether it is still open with nothing to read. Costs no system call: readiness is known from the event loop.
+    fn is_quiet(&mut self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        self.buffer.is_empty() && self.io.poll_read_ready(&mut cx).is_pending()
+    }
+}
+
+impl AsyncRead for Link {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Link {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+/// Unused connections of one endpoint that a worker keeps at most; the oldest goes.
+const KEPT_PER_ENDPOINT: usize = 256;
+
+/// One worker's unused connections, the latest used last.
+#[derive(Debug, Default)]
+pub(crate) struct Pool(RefCell<HashMap<EndpointId, Vec<Link>>>);
+
+impl Pool {
+    /// The connection used last, if one is open and quiet.
+    pub(crate) fn checkout(&self, endpoint: EndpointId) -> Option<Link> {
+        let mut pool = self.0.borrow_mut();
+        let links = pool.get_mut(&endpoint)?;
+        while let Some(mut link) = links.pop() {
+            // Readable while unused means closed, or an answer nobody asked for: not to be used again.
+            if link.is_quiet() {
+                link.is_reused = true;
+                link.in_flight = Some(InFlight::new(&link.endpoint));
+                return Some(link);
+            }
+        }
+        None
+    }
+
+    /// Takes back a connection whose exchange has ended cleanly.
+    pub(crate) fn checkin(&self, mut link: Link, now: u64) {
+        if !link.buffer.is_empty() || link.endpoint.health.is_gone() {
+            return;
+        }
+        link.idle_since = now;
+        link.in_flight = None;
+        let mut pool = self.0.borrow_mut();
+        let links = pool.entry(link.endpoint.id).or_default();
+        if links.len() >= KEPT_PER_ENDPOINT {
+            links.remove(0);
+        }
+        links.push(link);
+    }
+
+    /// Closes what was unused for too long, was closed by the endpoint, or belongs to an endpoint that is gone.
+    pub(crate) fn sweep(&self, snapshot: &Snapshot, now: u64) {
+        let mut pool = self.0.borrow_mut();
+        if pool.is_empty() {
+            return;
+        }
+        let is_there = |id: &EndpointId| {
+            snapshot.services.iter().flat_map(|s| &s.versions).flat_map(|v| &v.endpoints).any(|e| e.id == *id)
+        };
+        pool.retain(|id, links| {
+            links.retain_mut(|link| {
+                now.saturating_sub(link.idle_since) < link.idle_timeout
+                    && !link.endpoint.health.is_gone()
+                    && link.is_quiet()
+            });
+            !links.is_empty() || is_there(id)
+        });
+    }
+}
+
+/// Opens a connection.
+pub(crate) async fn connect(
+    timeouts: &ServiceTimeouts,
+    version: &Version,
+    endpoint: &Arc<Endpoint>,
+) -> Result<Link, Reason> {
+    let in_flight = Some(InFlight::new(endpoint));
+    let started = Instant::now();
+    let io = match tokio::time::timeout(timeouts.connect, TcpStream::connect(endpoint.address)).await {
+        Ok(Ok(io)) => io,
+        Ok(Err(error)) => return Err(connect_reason(&error)),
+        Err(_) => return Err(Reason::ConnectTimeout),
+    };
+    // Best effort: without it small writes wait for acknowledgements, but work.
+    if let Err(error) = io.set_nodelay(true) {
+        tracing::debug!(%error, "No TCP_NODELAY on an endpoint connection.");
+    }
+    version.metrics.connect(started.elapsed().as_secs_f64());
+    Ok(Link {
+        io,
+        buffer: Buffer::default(),
+        endpoint: endpoint.clone(),
+        is_reused: false,
+        in_flight,
+        idle_since: 0,
+        idle_timeout: u64::try_from(timeouts.idle.as_millis()).unwrap_or(u64::MAX),
+    })
+}
+
+fn connect_reason(error: &io::Error) -> Reason {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => Reason::ConnectRefused,
+        io::ErrorKind::TimedOut => Reason::ConnectTimeout,
+        // No free port towards this endpoint, or no free file descriptor: ours, not the endpoint's fault.
+        io::ErrorKind::AddrNotAvailable => Reason::LocalPorts,
+        _ => match error.raw_os_error() {
+            Some(EMFILE | ENFILE) => Reason::LocalPorts,
+            _ => Reason::ConnectFailed,
+        },
+    }
+}
+
+/// Linux errno values (asm-generic/errno-base.h), which std does not name.
+pub(crate) const EMFILE: i32 = 24;
+pub(crate) const ENFILE: i32 = 23;
+
+/// Counts a request in flight on an endpoint as long as it lives.
+#[derive(Debug)]
+struct InFlight(Arc<Endpoint>);
+
+impl InFlight {
+    fn new(endpoint: &Arc<Endpoint>) -> Self {
+        endpoint.in_flight.fetch_add(1, Ordering::Relaxed);
+        Self(endpoint.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Drops a connection and gives its buffer back.
+pub(crate) fn discard(mut link: Link, buffers: &Buffers) {
+    link.buffer.clear(buffers);
+}

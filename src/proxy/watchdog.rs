@@ -1,0 +1,73 @@
+//! One timer per connection for all of its deadlines.
+//!
+//! Deadlines move with almost every request, and re-arming a timer each time costs more than the check. So the timer is
+//! moved only when a deadline comes before the time it is armed for; when it fires too early it is armed again for the
+//! deadline of then. It does not know what the deadline means.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// A deadline that is cheap to move.
+#[derive(Debug)]
+pub(crate) struct Watchdog {
+    deadline: Instant,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Watchdog {
+    pub(crate) fn new(now: Instant, after: Duration) -> Self {
+        Self { deadline: now + after, timer: Box::pin(sleep_until(now + after)) }
+    }
+
+    /// Moves the deadline.
+    pub(crate) fn set(&mut self, deadline: Instant) {
+        self.deadline = deadline;
+        if deadline < self.timer.deadline() {
+            self.timer.as_mut().reset(deadline);
+        }
+    }
+
+    /// Ready once the deadline has passed. Must be polled by a task that waits on it.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.timer.as_mut().poll(cx).is_ready() {
+            if self.timer.deadline() >= self.deadline {
+                return Poll::Ready(());
+            }
+            let deadline = self.deadline;
+            self.timer.as_mut().reset(deadline);
+        }
+        Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn fires_at_the_last_deadline_set() {
+        let start = Instant::now();
+        let mut dog = Watchdog::new(start, Duration::from_secs(1));
+
+        dog.set(start + Duration::from_secs(5));
+        poll_fn(|cx| dog.poll(cx)).await;
+
+        assert_eq!(Instant::now() - start, Duration::from_secs(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_moved_closer_fires_sooner() {
+        let start = Instant::now();
+        let mut dog = Watchdog::new(start, Duration::from_secs(60));
+
+        dog.set(start + Duration::from_secs(2));
+        poll_fn(|cx| dog.poll(cx)).await;
+
+        assert_eq!(Instant::now() - start, Duration::from_secs(2));
+    }
+}

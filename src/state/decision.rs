@@ -1,0 +1,153 @@
+//! One decision on live state: policy, pin and endpoint together, and what it means for the pin table.
+//!
+//! The data path calls [`decide`]; `explain` calls [`look`], which is the same but leaves no trace.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::pins::{Pin, Pins};
+use super::snapshot::{Endpoint, Service, Version};
+use crate::config::Affinity;
+use crate::decide::choose::{Asker, endpoint_for, two_choices};
+use crate::decide::{ClientKey, Forced, NoVersion, Why};
+use crate::metrics::Flip;
+
+/// Who gets what, and why.
+#[derive(Clone, Debug)]
+pub struct Decision {
+    /// Index into [`Service::versions`].
+    pub version: usize,
+    pub endpoint: Arc<Endpoint>,
+    pub why: Why,
+}
+
+/// The client of a request, as far as affinity needs it.
+#[derive(Clone, Copy, Debug)]
+pub struct Client {
+    pub address: std::net::IpAddr,
+    /// For `affinity: None`: the next point of the worker's sequence.
+    pub roll: u64,
+    /// What an allowed override asks for.
+    pub forced: Option<Forced>,
+}
+
+/// Decides, counts a flip, and remembers. `now` is in milliseconds of the process's clock.
+///
+/// # Errors
+/// When the service is closed or has no usable endpoint where `whenEmpty` allows.
+pub fn decide(service: &Service, pins: &Pins, client: Client, now: u64) -> Result<Decision, NoVersion> {
+    let Affinity::ClientIp { prefix, timeout } = service.config.affinity else {
+        return spread(service, client, now);
+    };
+    let key = ClientKey::new(client.address, prefix);
+    let pin = pins.touch(service.id, key, now, timeout);
+    let decision = place(service, pin.as_ref(), key, client, now)?;
+    let version = &service.versions[decision.version].id;
+    let known = pin.as_ref().is_some_and(|p| {
+        p.version == *version
+            && Arc::ptr_eq(&p.endpoint, &decision.endpoint)
+            && p.epoch == service.epoch
+            && p.why == decision.why
+    });
+    if !known {
+        if let Some(pin) = pin.filter(|p| p.version != *version) {
+            service.metrics.flip(flip_reason(&pin, &decision, service));
+        }
+        let endpoint = decision.endpoint.clone();
+        pins.keep(service.id, key, Pin { version: *version, endpoint, epoch: service.epoch, why: decision.why }, now);
+    }
+    Ok(decision)
+}
+
+/// The same answer without leaving a trace. `pin` is the client's, if any.
+///
+/// # Errors
+/// As [`decide`].
+pub fn look(service: &Service, pin: Option<&Pin>, client: Client, now: u64) -> Result<Decision, NoVersion> {
+    match service.config.affinity {
+        Affinity::None => spread(service, client, now),
+        Affinity::ClientIp { prefix, .. } => place(service, pin, ClientKey::new(client.address, prefix), client, now),
+    }
+}
+
+fn place(
+    service: &Service,
+    pin: Option<&Pin>,
+    key: ClientKey,
+    client: Client,
+    now: u64,
+) -> Result<Decision, NoVersion> {
+    let pinned = pin.and_then(|p| service.versions.iter().position(|v| v.id == p.version));
+    let choice =
+        service.policy.choose(Asker::Client(key, pinned), client.forced, now, |v| is_usable(service, v, now))?;
+    let version = &service.versions[choice.version];
+    let endpoint = pin
+        .filter(|p| p.version == version.id && p.endpoint.health.is_usable(now))
+        .map(|p| p.endpoint.clone())
+        .or_else(|| first_choice(version, key, now))
+        .ok_or(NoVersion::NoEndpoint(choice.version))?;
+    Ok(Decision { version: choice.version, endpoint, why: choice.why })
+}
+
+fn spread(service: &Service, client: Client, now: u64) -> Result<Decision, NoVersion> {
+    let choice =
+        service.policy.choose(Asker::Request(client.roll), client.forced, now, |v| is_usable(service, v, now))?;
+    let endpoint =
+        least_busy(&service.versions[choice.version], client.roll, now).ok_or(NoVersion::NoEndpoint(choice.version))?;
+    Ok(Decision { version: choice.version, endpoint, why: choice.why })
+}
+
+fn is_usable(service: &Service, version: usize, now: u64) -> bool {
+    service.versions.get(version).is_some_and(|v| v.endpoints.iter().any(|e| e.health.is_usable(now)))
+}
+
+/// Where a client goes that is not pinned to a usable endpoint.
+fn first_choice(version: &Version, key: ClientKey, now: u64) -> Option<Arc<Endpoint>> {
+    let usable = |i: usize| version.endpoints.get(i).is_some_and(|e| e.health.is_usable(now));
+    endpoint_for(key, version.endpoints.iter().map(|e| e.seed), usable).and_then(|i| version.endpoints.get(i)).cloned()
+}
+
+/// Two random choices on requests in flight; the first usable one from there when neither is.
+fn least_busy(version: &Version, roll: u64, now: u64) -> Option<Arc<Endpoint>> {
+    let n = version.endpoints.len();
+    if n == 0 {
+        return None;
+    }
+    let (a, b) = two_choices(roll, n);
+    let busy = |i: usize| {
+        version
+            .endpoints
+            .get(i)
+            .filter(|e| e.health.is_usable(now))
+            .map_or(u32::MAX, |e| e.in_flight.load(Ordering::Relaxed))
+    };
+    let best = if busy(b) < busy(a) { b } else { a };
+    (0..n)
+        .map(|step| (best + step) % n)
+        .find_map(|i| version.endpoints.get(i).filter(|e| e.health.is_usable(now)))
+        .cloned()
+}
+
+/// Another usable endpoint of the same version for a retry; never one of another version.
+#[must_use]
+pub fn another(version: &Version, tried: &[Arc<Endpoint>], roll: u64, now: u64) -> Option<Arc<Endpoint>> {
+    let n = version.endpoints.len();
+    if n == 0 {
+        return None;
+    }
+    let (start, _) = two_choices(roll, n);
+    (0..n)
+        .filter_map(|step| version.endpoints.get((start + step) % n))
+        .find(|e| e.health.is_usable(now) && !tried.iter().any(|t| Arc::ptr_eq(t, e)))
+        .cloned()
+}
+
+fn flip_reason(last: &Pin, next: &Decision, service: &Service) -> Flip {
+    match (last.why, next.why) {
+        (Why::Override, _) | (_, Why::Override) => Flip::Override,
+        (Why::WhenEmpty, _) | (_, Why::WhenEmpty) => Flip::WhenEmpty,
+        _ if last.epoch != service.epoch => Flip::WeightChange,
+        (Why::DrainPin | Why::FreezePin, _) => Flip::DrainDeadline,
+        _ => Flip::Unexplained,
+    }
+}
