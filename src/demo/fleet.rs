@@ -153,6 +153,8 @@ async fn start(kind: Kind, version: &str, listen: SocketAddr, health_listen: Soc
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
 
     #[test]
@@ -164,13 +166,15 @@ mod tests {
     }
 
     #[test]
-    fn a_dropped_fleet_leaves_its_ports() {
+    fn a_dropped_fleet_ends_its_connections() {
         let fleet = Fleet::start(1).unwrap();
-        let canary = fleet.addresses.canary;
+        let mut socket = std::net::TcpStream::connect(fleet.addresses.canary).unwrap();
 
         drop(fleet);
 
-        assert!(std::net::TcpStream::connect(canary).is_err());
+        socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let ended = socket.read(&mut [0]);
+        assert!(!ended.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "{ended:?}");
     }
 
     #[test]
