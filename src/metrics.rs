@@ -46,6 +46,7 @@ metrics! {
     FLIPS Counter "perch_version_flips_total" "Clients that were served by another version than last time, by reason; unexplained must stay 0.",
     AFFINITY_ENTRIES Gauge "perch_affinity_entries" "Clients remembered, over all services.",
     AFFINITY_EVICTIONS Counter "perch_affinity_evictions_total" "Clients forgotten early because the table was full.",
+    AFFINITY_REFUSALS Counter "perch_affinity_refusals_total" "New clients not remembered because the table was full of others of their network.",
     ENDPOINTS Gauge "perch_endpoints" "Endpoints of a version by condition.",
     REJECTED Counter "perch_rejected_total" "Requests and connections that perch itself refused or ended, by reason.",
     UPSTREAM_FAILURES Counter "perch_upstream_failures_total" "Failed attempts at an endpoint, by reason.",
@@ -63,6 +64,7 @@ metrics! {
     CPU Counter "process_cpu_seconds_total" "User and system CPU time.",
     MEMORY Gauge "process_resident_memory_bytes" "Resident memory.",
     OPEN_FDS Gauge "process_open_fds" "Open file descriptors.",
+    MAX_FDS Gauge "process_max_fds" "Most file descriptors that may be open.",
     START Gauge "process_start_time_seconds" "When the process began, in seconds since 1970.",
 }
 
@@ -353,13 +355,11 @@ impl Drop for OpenConnection {
 
 static REJECTED_BY_REASON: LazyLock<Vec<Counter>> =
     LazyLock::new(|| Reason::ALL.iter().map(|r| counter(REJECTED, &[("reason", r.as_str())])).collect());
-static EVICTIONS: LazyLock<Counter> = LazyLock::new(|| counter(AFFINITY_EVICTIONS, &[]));
 static DROPPED_LINES: LazyLock<Counter> = LazyLock::new(|| counter(LOG_DROPPED, &[]));
 
 /// Makes the counters of the process exist, at 0: a rate over a series that appears with its first event misses it.
 pub fn start() {
     LazyLock::force(&REJECTED_BY_REASON);
-    LazyLock::force(&EVICTIONS);
     LazyLock::force(&DROPPED_LINES);
 }
 
@@ -368,11 +368,6 @@ pub fn rejected(reason: Reason) {
     if let Some(counter) = REJECTED_BY_REASON.get(reason as usize) {
         counter.increment(1);
     }
-}
-
-/// Pins were forgotten because the table was full.
-pub fn affinity_evicted(count: u64) {
-    EVICTIONS.increment(count);
 }
 
 /// An access log line was dropped.

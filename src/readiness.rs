@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 /// Cheap to clone; all clones are one.
 #[derive(Clone, Debug, Default)]
@@ -16,6 +17,17 @@ struct Inner {
     /// Task -> how many hold it. Taken for a moment at start and by probes, never across anything.
     waiting: Mutex<BTreeMap<&'static str, usize>>,
     is_draining: AtomicBool,
+    /// Written by a reload, read by probes and scrapes.
+    reload: Mutex<LastReload>,
+}
+
+/// How the last attempt to take over a configuration ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LastReload {
+    /// When one was last taken over.
+    pub succeeded_at: Option<SystemTime>,
+    /// What was wrong with the last one; `None` when it was taken over.
+    pub error: Option<String>,
 }
 
 /// A task that must be done before the process is ready. Dropping it says that it is.
@@ -60,6 +72,26 @@ impl Readiness {
         self.waiting().keys().copied().collect()
     }
 
+    /// A configuration, the first included, was taken over.
+    pub fn reload_succeeded(&self, at: SystemTime) {
+        *self.reload() = LastReload { succeeded_at: Some(at), error: None };
+    }
+
+    /// A configuration was refused; the one before stays in force.
+    pub fn reload_refused(&self, error: impl Into<String>) {
+        self.reload().error = Some(error.into());
+    }
+
+    /// How the last attempt ended.
+    #[must_use]
+    pub fn last_reload(&self) -> LastReload {
+        self.reload().clone()
+    }
+
+    fn reload(&self) -> std::sync::MutexGuard<'_, LastReload> {
+        self.0.reload.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn waiting(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, usize>> {
         self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -95,6 +127,19 @@ mod tests {
         assert_eq!(readiness.pending(), ["listeners"]);
         drop(second);
         assert!(readiness.is_ready());
+    }
+
+    #[test]
+    fn a_refused_reload_keeps_it_ready_and_the_time_of_the_last_good_one() {
+        let readiness = Readiness::new();
+        readiness.reload_succeeded(SystemTime::UNIX_EPOCH);
+
+        readiness.reload_refused("routes[0]: bad");
+
+        let last = readiness.last_reload();
+        assert!(readiness.is_ready());
+        assert_eq!(last.succeeded_at, Some(SystemTime::UNIX_EPOCH));
+        assert_eq!(last.error.as_deref(), Some("routes[0]: bad"));
     }
 
     #[test]

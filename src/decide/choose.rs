@@ -3,7 +3,7 @@
 //! override > drain or freeze pin > cohort > `whenEmpty`. Retries and ejection stay inside the version. The answer
 //! carries its reason, and `explain` prints just that answer.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::client_key::ClientKey;
 use super::split::Split;
@@ -62,7 +62,7 @@ pub struct Policy {
 }
 
 /// Why a client got its version. Kebab-case, equal in the log, `explain` and the metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Why {
     /// The split gives it to this client.

@@ -3,7 +3,7 @@
 //! The answer comes from the very functions of the data path ([`Policy::choose`], [`endpoint_for`]); only the words
 //! around it are made here. It does not know where the picture came from: a file, or the live snapshot.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::choose::{Asker, Forced, Hold, NoVersion, Policy, WhenEmpty, Why, endpoint_for};
 use super::client_key::ClientKey;
@@ -33,7 +33,7 @@ pub struct Candidate<'a> {
 }
 
 /// The decision and its reasons.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Verdict {
     pub versions: Vec<VersionNote>,
@@ -44,13 +44,13 @@ pub struct Verdict {
     pub why: Option<Why>,
     pub endpoint: Option<String>,
     /// `closed` or `no-ready-endpoint`, as in the `perch-reason` header.
-    pub reason: Option<&'static str>,
+    pub reason: Option<String>,
     /// Sentences, in the order of the decision.
     pub reasoning: Vec<String>,
 }
 
 /// A version as this client sees it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VersionNote {
     pub name: String,
@@ -61,7 +61,7 @@ pub struct VersionNote {
     /// above 0, or nobody is remembered.
     pub join_point: Option<f64>,
     /// `none`, `drain` or `freeze`: whether clients that were on it stay.
-    pub hold: &'static str,
+    pub hold: String,
     pub endpoints: usize,
     pub usable_endpoints: usize,
 }
@@ -146,9 +146,9 @@ fn note(question: &Question<'_>, version: usize) -> VersionNote {
         share: split.share(version),
         join_point: question.client.and_then(|client| split.join_point(version, client)),
         hold: match question.policy.holds.get(version) {
-            Some(Hold::Until(end)) if question.now < *end => "drain",
-            Some(Hold::Frozen) => "freeze",
-            Some(Hold::None | Hold::Until(_)) | None => "none",
+            Some(Hold::Until(end)) if question.now < *end => "drain".to_owned(),
+            Some(Hold::Frozen) => "freeze".to_owned(),
+            Some(Hold::None | Hold::Until(_)) | None => "none".to_owned(),
         },
         endpoints: endpoints.len(),
         usable_endpoints: endpoints.iter().filter(|e| e.is_usable).count(),
@@ -203,11 +203,12 @@ fn endpoint(question: &Question<'_>, client: ClientKey, version: usize, reasonin
     Some(chosen.name.to_owned())
 }
 
-const fn reason_of(none: NoVersion) -> &'static str {
-    match none {
+fn reason_of(none: NoVersion) -> String {
+    let reason = match none {
         NoVersion::Closed => "closed",
         NoVersion::NoEndpoint(_) => "no-ready-endpoint",
-    }
+    };
+    reason.to_owned()
 }
 
 /// A share as people read it, with three significant digits below 10 %: `0.0234 %`, `12.3 %`.
@@ -230,7 +231,7 @@ impl std::fmt::Display for Percent {
 }
 
 /// A route and why it does or does not serve a request.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteNote {
     pub route: String,
     pub chosen: bool,
@@ -242,6 +243,7 @@ pub struct RouteNote {
 pub struct RouteShape<'a> {
     pub name: &'a str,
     pub hostnames: &'a [Hostname],
+    /// Empty: every path.
     pub matches: &'a [PathMatch],
     /// It holds on the listener that is asked about.
     pub is_on_listener: bool,
@@ -252,11 +254,16 @@ pub struct RouteShape<'a> {
 #[must_use]
 pub fn explain_routes(routes: &[RouteShape<'_>], host: &str, path: &str, found: Option<usize>) -> Vec<RouteNote> {
     let winner = found.and_then(|i| routes.get(i)).map_or("", |r| r.name);
+    let every_path = PathMatch::Prefix(String::new());
     let mut notes = Vec::with_capacity(routes.len());
     for (i, route) in routes.iter().enumerate() {
         let chosen = found == Some(i);
         let hostname = route.hostnames.iter().find(|h| host_matches(h, host));
-        let path_match = route.matches.iter().find(|m| path_matches(m, path));
+        let path_match = if route.matches.is_empty() {
+            Some(&every_path)
+        } else {
+            route.matches.iter().find(|m| path_matches(m, path))
+        };
         let note = if !route.is_on_listener {
             "does not hold on this listener".to_owned()
         } else if !route.hostnames.is_empty() && hostname.is_none() {

@@ -56,8 +56,8 @@ fn an_empty_version_is_told_apart_from_a_closed_service() {
     let open = policy(&[("stable", 1.0), ("canary", 0.0)]);
     let closed = policy(&[("stable", 0.0), ("canary", 0.0)]);
 
-    assert_eq!(explain(&question(&open, &endpoints, 1)).reason, Some("no-ready-endpoint"));
-    assert_eq!(explain(&question(&closed, &endpoints, 1)).reason, Some("closed"));
+    assert_eq!(explain(&question(&open, &endpoints, 1)).reason.as_deref(), Some("no-ready-endpoint"));
+    assert_eq!(explain(&question(&closed, &endpoints, 1)).reason.as_deref(), Some("closed"));
 }
 
 #[test]

@@ -1,0 +1,343 @@
+//! From an admin request to its answer: the table of what is there, method and guard checks, JSON and text.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Body, Incoming};
+use serde::Serialize;
+use serde_json::json;
+use tracing::{info, warn};
+
+use super::guard::{Head, Refusal};
+use super::query::decode;
+use super::weights::Wanted;
+use super::{AdminState, explain, exposition, query, services, weights};
+use crate::config;
+use crate::control::ControlError;
+use crate::state::model::{WeightChange, WeightError};
+use crate::state::snapshot::Service;
+
+type Answer = Response<Full<Bytes>>;
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+/// A body of weights has a hundred bytes; a service can have a thousand versions.
+const MAX_BODY: usize = 64 * 1024;
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What is there.
+#[derive(Debug, PartialEq, Eq)]
+enum Place {
+    Index,
+    Live,
+    Ready,
+    Metrics,
+    Version,
+    Config,
+    Services,
+    Service(String),
+    Weights(String),
+    Explain,
+    OpenApi,
+}
+
+const INDEX: &str = "perch admin
+
+GET  /livez                            200 while the process runs (also /healthz)
+GET  /readyz                           200 when it should get traffic, with what it waits for
+GET  /metrics                          Prometheus text
+GET  /version                          version of perch
+GET  /config                           configuration in force, secrets redacted
+GET  /api/v1/services                  services, weights, shares, endpoints
+GET  /api/v1/services/{name}           one of them
+POST /api/v1/services/{name}/weights   {\"weights\":{\"canary\":\"20%\"},\"generation\":7,\"reason\":\"why\"}
+GET  /api/v1/explain?ip=&host=&path=   which version a client gets, and why (also ?ip=&service=)
+GET  /api/v1/openapi.json              this, for machines
+";
+
+const OPENAPI: &str = include_str!("openapi.json");
+
+impl Place {
+    fn find(path: &str) -> Option<Self> {
+        Some(match path {
+            "/" => Self::Index,
+            "/livez" | "/healthz" => Self::Live,
+            "/readyz" => Self::Ready,
+            "/metrics" => Self::Metrics,
+            "/version" => Self::Version,
+            "/config" => Self::Config,
+            "/api/v1/services" => Self::Services,
+            "/api/v1/explain" => Self::Explain,
+            "/api/v1/openapi.json" => Self::OpenApi,
+            other => {
+                let mut rest = other.strip_prefix("/api/v1/services/")?.split('/');
+                let name = decode(rest.next()?, false).filter(|name| !name.is_empty())?;
+                match (rest.next(), rest.next()) {
+                    (None, _) => Self::Service(name),
+                    (Some("weights"), None) => Self::Weights(name),
+                    (Some(_), _) => return None,
+                }
+            }
+        })
+    }
+
+    const fn allow(&self) -> &'static str {
+        match self {
+            Self::Weights(_) => "POST",
+            Self::Index
+            | Self::Live
+            | Self::Ready
+            | Self::Metrics
+            | Self::Version
+            | Self::Config
+            | Self::Services
+            | Self::Service(_)
+            | Self::Explain
+            | Self::OpenApi => "GET, HEAD",
+        }
+    }
+
+    fn allows(&self, method: &Method) -> bool {
+        self.allow().split(", ").any(|m| m == method.as_str())
+    }
+}
+
+pub(super) async fn answer(
+    state: &AdminState,
+    peer: SocketAddr,
+    is_loopback: bool,
+    request: Request<Incoming>,
+) -> Answer {
+    let (head, body) = request.into_parts();
+    let authority = head.uri.authority().map(|a| a.as_str());
+    let checks = Head { headers: &head.headers, authority, version: head.version };
+    if let Err(refusal) = checks.check(is_loopback) {
+        return refused(refusal);
+    }
+    let Some(place) = Place::find(head.uri.path()) else {
+        return error(StatusCode::NOT_FOUND, "there is nothing here; GET / lists what there is");
+    };
+    if !place.allows(&head.method) {
+        let mut answer = error(StatusCode::METHOD_NOT_ALLOWED, "this method is not for this");
+        answer.headers_mut().insert(ALLOW, HeaderValue::from_static(place.allow()));
+        return answer;
+    }
+    match place {
+        Place::Index => text(StatusCode::OK, INDEX),
+        Place::Live => text(StatusCode::OK, "alive\n"),
+        Place::Ready => readiness(state),
+        Place::Metrics => plain(StatusCode::OK, exposition::CONTENT_TYPE, exposition::render(state)),
+        Place::Version => json(StatusCode::OK, &json!({ "name": "perch", "version": env!("CARGO_PKG_VERSION") })),
+        Place::Config => json(StatusCode::OK, &config::dump(&state.published.load().config)),
+        Place::Services => json(StatusCode::OK, &services::all(state)),
+        Place::Service(name) => {
+            let snapshot = state.published.load();
+            match services::find(&snapshot, &name) {
+                Some(service) => json(StatusCode::OK, &services::service(state, service)),
+                None => error(StatusCode::NOT_FOUND, format!("there is no service `{name}`")),
+            }
+        }
+        Place::Weights(name) => {
+            let token = state.published.load().config.admin.token.clone();
+            if let Err(refusal) = checks.check_write(is_loopback, token.as_ref().map(|t| t.0.as_str())) {
+                warn!(target: "audit", %peer, service = name, status = refusal.0.as_u16(), refused = refusal.1, "Refused a write.");
+                return refused(refusal);
+            }
+            match read(body).await {
+                Ok(body) => set_weights(state, peer, name, &body).await,
+                Err(refusal) => refused(refusal),
+            }
+        }
+        Place::Explain => match query::explain(head.uri.query().unwrap_or_default()) {
+            Ok(query) => explained(state, &query),
+            Err(message) => error(StatusCode::BAD_REQUEST, message),
+        },
+        Place::OpenApi => plain(StatusCode::OK, JSON, OPENAPI),
+    }
+}
+
+fn readiness(state: &AdminState) -> Answer {
+    use std::fmt::Write as _;
+    let readiness = &state.readiness;
+    let (status, mut body) = match (readiness.is_draining(), readiness.pending()) {
+        (true, _) => (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned()),
+        (false, pending) if pending.is_empty() => (StatusCode::OK, "ready\n".to_owned()),
+        (false, pending) => (StatusCode::SERVICE_UNAVAILABLE, format!("waiting for: {}\n", pending.join(", "))),
+    };
+    let reload = match readiness.last_reload().error {
+        None => "last reload: taken over".to_owned(),
+        Some(error) => format!("last reload: refused, the configuration before stays in force\n{error}"),
+    };
+    let generation = state.published.load().generation;
+    writeln!(body, "generation: {generation}\n{reload}").expect("a String takes everything");
+    text(status, body)
+}
+
+fn explained(state: &AdminState, query: &explain::Query) -> Answer {
+    let snapshot = state.published.load();
+    match explain::answer(&snapshot, Some(&state.pins), state.clock.now(), query) {
+        Ok(answer) => json(StatusCode::OK, &answer),
+        Err(problem @ (explain::QueryError::Service(..) | explain::QueryError::Listener(..))) => {
+            error(StatusCode::NOT_FOUND, problem.to_string())
+        }
+        Err(problem) => error(StatusCode::BAD_REQUEST, problem.to_string()),
+    }
+}
+
+async fn read(body: Incoming) -> Result<Bytes, Refusal> {
+    const TOO_LARGE: Refusal = Refusal(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than 64 KiB");
+    if body.size_hint().lower() > MAX_BODY as u64 {
+        return Err(TOO_LARGE);
+    }
+    match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(TOO_LARGE),
+        Ok(Err(_)) => Err(Refusal(StatusCode::BAD_REQUEST, "the body could not be read")),
+        Err(_) => Err(Refusal(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time")),
+    }
+}
+
+async fn set_weights(state: &AdminState, peer: SocketAddr, service: String, body: &[u8]) -> Answer {
+    let Wanted { amounts, generation, reason, closed } = match weights::parse(body) {
+        Ok(wanted) => wanted,
+        Err(message) => return error(StatusCode::BAD_REQUEST, message),
+    };
+    let reason = reason.unwrap_or_default();
+    let asked = amounts.iter().map(|(name, amount)| format!("{name}={amount:?}")).collect::<Vec<_>>().join(" ");
+    let change = WeightChange { service: service.clone(), amounts, expected: generation, closed, on_decrease: None };
+    match state.control.set_weights(change, peer.to_string()).await {
+        Ok(snapshot) => {
+            let Some(set) = services::find(&snapshot, &service) else {
+                return error(StatusCode::INTERNAL_SERVER_ERROR, "the service went away meanwhile");
+            };
+            let of = Weights::new(snapshot.generation, set);
+            info!(target: "audit", %peer, service, generation = of.generation, asked, weights = ?of.weights, reason, "Set weights.");
+            json(StatusCode::OK, &of)
+        }
+        Err(problem) => {
+            warn!(target: "audit", %peer, service, asked, reason, refused = %problem, "Refused a write.");
+            not_set(&problem)
+        }
+    }
+}
+
+fn not_set(problem: &ControlError) -> Answer {
+    let message = problem.to_string();
+    match problem {
+        ControlError::Weights(WeightError::UnknownService { .. }) => error(StatusCode::NOT_FOUND, message),
+        ControlError::Weights(WeightError::Conflict { current, .. }) => {
+            json(StatusCode::CONFLICT, &json!({ "error": message, "generation": current }))
+        }
+        ControlError::Weights(WeightError::Reweigh(_)) => error(StatusCode::BAD_REQUEST, format!("weights: {message}")),
+        ControlError::Stopped => error(StatusCode::SERVICE_UNAVAILABLE, message),
+        ControlError::Build(_) | ControlError::Weights(WeightError::Build(_)) => {
+            error(StatusCode::INTERNAL_SERVER_ERROR, message)
+        }
+    }
+}
+
+/// The answer to a write: what is in force now.
+#[derive(Debug, Serialize)]
+struct Weights<'a> {
+    generation: u64,
+    service: &'a str,
+    weights: BTreeMap<&'a str, f64>,
+    shares: BTreeMap<&'a str, f64>,
+}
+
+impl<'a> Weights<'a> {
+    fn new(generation: u64, service: &'a Service) -> Self {
+        let split = &service.policy.split;
+        let versions = || service.versions.iter().enumerate().map(|(i, v)| (i, &*v.name));
+        Self {
+            generation,
+            service: &service.name,
+            weights: versions().map(|(i, name)| (name, split.weight(i).unwrap_or_default().value())).collect(),
+            shares: versions().map(|(i, name)| (name, split.share(i))).collect(),
+        }
+    }
+}
+
+fn refused(Refusal(status, message): Refusal) -> Answer {
+    let mut answer = error(status, message);
+    if status == StatusCode::UNAUTHORIZED {
+        answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    if matches!(status, StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT) {
+        // The rest of the body is not worth reading.
+        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    answer
+}
+
+fn error(status: StatusCode, message: impl Into<String>) -> Answer {
+    json(status, &json!({ "error": message.into() }))
+}
+
+fn json(status: StatusCode, body: &impl Serialize) -> Answer {
+    match serde_json::to_vec(body) {
+        Ok(mut bytes) => {
+            bytes.push(b'\n');
+            plain(status, JSON, bytes)
+        }
+        Err(problem) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{problem}\n")),
+    }
+}
+
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
+    plain(status, TEXT, body)
+}
+
+fn plain(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_documented_path_is_there_and_allows_its_methods() {
+        let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
+
+        for (path, operations) in document["paths"].as_object().unwrap() {
+            let place = Place::find(&path.replace("{name}", "hello")).unwrap_or_else(|| panic!("{path}"));
+            for method in operations.as_object().unwrap().keys() {
+                assert!(place.allows(&method.to_uppercase().parse().unwrap()), "{method} {path}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_line_of_the_index_is_documented() {
+        let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
+
+        for line in INDEX.lines().filter(|l| l.contains(" /")) {
+            let path = line.split_whitespace().nth(1).unwrap().split('?').next().unwrap();
+            assert!(document["paths"].get(path).is_some(), "{line}");
+        }
+    }
+
+    #[test]
+    fn names_are_decoded_and_odd_paths_are_nowhere() {
+        assert_eq!(Place::find("/api/v1/services/a%2Fb"), Some(Place::Service("a/b".to_owned())));
+        for path in
+            ["/api/v1/services/", "/api/v1/services/a/", "/api/v1/services/a/weights/", "/api", "//", "/metrics/"]
+        {
+            assert_eq!(Place::find(path), None, "{path}");
+        }
+    }
+}
