@@ -8,6 +8,7 @@ pub mod config;
 pub mod control;
 pub mod decide;
 pub mod demo;
+pub mod load;
 pub mod metrics;
 pub mod proxy;
 pub mod readiness;
