@@ -29,8 +29,9 @@ impl Times {
     /// One more.
     pub fn record(&mut self, time: Duration) {
         let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        // An hour is longer than any time limit here; the histogram grows only up to it.
-        self.0.saturating_record(micros.min(3_600_000_000));
+        // It grows as needed, up to an hour, which is longer than any sensible time limit.
+        let recorded = self.0.record(micros.min(3_600_000_000));
+        debug_assert!(recorded.is_ok(), "a growing histogram takes every value");
     }
 
     /// All of another.
@@ -247,6 +248,18 @@ impl Client {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_is_kept_to_a_thousandth() {
+        let mut times = Times::default();
+        for millis in [1, 50, 10_000] {
+            times.record(Duration::from_millis(millis));
+        }
+
+        let max = times.histogram().max();
+
+        assert!((9_990_000..=10_010_000).contains(&max), "{max}");
+    }
 
     #[test]
     fn a_client_is_eight_bytes() {
