@@ -105,6 +105,8 @@ impl fmt::Display for ClientKey {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn key(address: &str) -> ClientKey {
@@ -134,6 +136,39 @@ mod tests {
             ClientKey::new("2001:db8::1".parse().unwrap(), all),
             ClientKey::new("fe80::1".parse().unwrap(), all)
         );
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_tell_the_whole_key(bits: u128, v4 in 0u8..=32, v6 in 0u8..=128) {
+            let key = ClientKey::new(IpAddr::V6(Ipv6Addr::from_bits(bits)), KeyPrefix::new(v4, v6).unwrap());
+
+            prop_assert_eq!(ClientKey::from_bytes(key.bytes()), key);
+        }
+
+        #[test]
+        fn addresses_are_one_client_if_they_share_the_prefix_and_only_then(a: u32, flip in 0u8..32, keep in 0u8..=32) {
+            let prefix = KeyPrefix::new(keep, 64).unwrap();
+            let key = |bits| ClientKey::new(IpAddr::V4(Ipv4Addr::from_bits(bits)), prefix);
+
+            prop_assert_eq!(key(a) == key(a ^ (1 << (31 - flip))), flip >= keep);
+        }
+
+        #[test]
+        fn the_same_holds_for_ipv6(a: u128, flip in 0u8..128, keep in 0u8..=128) {
+            let prefix = KeyPrefix::new(32, keep).unwrap();
+            let key = |bits| ClientKey::new(IpAddr::V6(Ipv6Addr::from_bits(bits)), prefix);
+            let mapped = |bits| Ipv6Addr::from_bits(bits).to_ipv4_mapped().is_some();
+            let b = a ^ (1 << (127 - flip));
+            prop_assume!(!mapped(a) && !mapped(b));
+
+            prop_assert_eq!(key(a) == key(b), flip >= keep);
+        }
+    }
+
+    #[test]
+    fn a_prefix_longer_than_an_address_is_none() {
+        assert!(KeyPrefix::new(33, 64).is_none() && KeyPrefix::new(32, 129).is_none());
     }
 
     #[test]

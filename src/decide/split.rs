@@ -295,3 +295,6 @@ impl Split {
 pub const fn weyl(n: u64, start: u64) -> u64 {
     start.wrapping_add(n.wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
+
+#[cfg(test)]
+mod tests;

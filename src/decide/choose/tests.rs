@@ -1,0 +1,288 @@
+use std::net::{IpAddr, Ipv4Addr};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::decide::{KeyPrefix, Salt, Weight};
+
+const STABLE: usize = 0;
+const CANARY: usize = 1;
+
+fn client(n: u32) -> ClientKey {
+    ClientKey::new(IpAddr::V4(Ipv4Addr::from_bits(n)), KeyPrefix::default())
+}
+
+fn policy(weights: &[f64]) -> Policy {
+    let versions = ["stable", "canary", "beta"].into_iter().zip(weights.iter().map(|w| Weight::new(*w).unwrap()));
+    Policy {
+        split: Split::new(Salt::new("hello", ""), versions),
+        when_empty: WhenEmpty::Fallback,
+        holds: vec![Hold::None; weights.len()],
+    }
+}
+
+fn all(_: usize) -> bool {
+    true
+}
+
+fn chosen(version: usize, why: Why) -> Result<Choice, NoVersion> {
+    Ok(Choice { version, why })
+}
+
+/// A client of the version by the split.
+fn client_of(policy: &Policy, version: usize) -> ClientKey {
+    (0..).map(client).find(|key| policy.split.version_of(*key) == Some(version)).unwrap()
+}
+
+#[test]
+fn without_more_the_split_decides() {
+    let policy = policy(&[90.0, 10.0]);
+
+    for version in [STABLE, CANARY] {
+        let asker = Asker::Client(client_of(&policy, version), None);
+        assert_eq!(policy.choose(asker, None, 0, all), chosen(version, Why::Cohort));
+    }
+}
+
+#[test]
+fn a_pin_does_not_hold_a_client_whose_version_is_not_held() {
+    let policy = policy(&[90.0, 10.0]);
+    let asker = Asker::Client(client_of(&policy, STABLE), Some(CANARY));
+
+    assert_eq!(policy.choose(asker, None, 0, all), chosen(STABLE, Why::Cohort));
+}
+
+#[test]
+fn a_draining_version_keeps_its_pinned_clients_until_the_deadline() {
+    let policy = Policy { holds: vec![Hold::None, Hold::Until(100)], ..policy(&[90.0, 10.0]) };
+    let asker = Asker::Client(client_of(&policy, STABLE), Some(CANARY));
+
+    assert_eq!(policy.choose(asker, None, 99, all), chosen(CANARY, Why::DrainPin));
+    assert_eq!(policy.choose(asker, None, 100, all), chosen(STABLE, Why::Cohort));
+}
+
+#[test]
+fn a_frozen_version_keeps_its_pinned_clients() {
+    let policy = Policy { holds: vec![Hold::None, Hold::Frozen], ..policy(&[90.0, 10.0]) };
+    let asker = Asker::Client(client_of(&policy, STABLE), Some(CANARY));
+
+    assert_eq!(policy.choose(asker, None, u64::MAX, all), chosen(CANARY, Why::FreezePin));
+}
+
+#[test]
+fn a_held_version_gets_no_new_clients() {
+    let policy = Policy { holds: vec![Hold::None, Hold::Frozen], ..policy(&[100.0, 0.0]) };
+
+    assert!(
+        (0..1_000).all(|n| policy.choose(Asker::Client(client(n), None), None, 0, all) == chosen(STABLE, Why::Cohort))
+    );
+}
+
+#[test]
+fn an_override_beats_pin_and_cohort() {
+    let policy = Policy { holds: vec![Hold::Frozen; 2], ..policy(&[100.0, 0.0]) };
+    let asker = Asker::Client(client(1), Some(STABLE));
+
+    assert_eq!(policy.choose(asker, Some(Forced::To(CANARY)), 0, all), chosen(CANARY, Why::Override));
+}
+
+#[test]
+fn never_moves_only_those_whom_the_split_would_send_there() {
+    let policy = policy(&[90.0, 10.0]);
+    let never = Some(Forced::Except(CANARY));
+    let ask = |version| policy.choose(Asker::Client(client_of(&policy, version), None), never, 0, all);
+
+    assert_eq!(ask(CANARY), chosen(STABLE, Why::Override));
+    assert_eq!(ask(STABLE), chosen(STABLE, Why::Cohort));
+}
+
+#[test]
+fn never_beats_a_drain_of_that_version_and_no_other() {
+    let policy = Policy { holds: vec![Hold::Frozen; 2], ..policy(&[90.0, 10.0]) };
+    let never = Some(Forced::Except(CANARY));
+    let ask = |pin| policy.choose(Asker::Client(client_of(&policy, CANARY), Some(pin)), never, 0, all);
+
+    assert_eq!(ask(CANARY), chosen(STABLE, Why::Override));
+    assert_eq!(ask(STABLE), chosen(STABLE, Why::FreezePin));
+}
+
+#[test]
+fn clients_of_an_empty_version_fall_back_and_only_they() {
+    let policy = policy(&[50.0, 30.0, 20.0]);
+
+    for n in 0..1_000 {
+        let own = policy.split.version_of(client(n)).unwrap();
+        let answer = policy.choose(Asker::Client(client(n), None), None, 0, |v| v != CANARY).unwrap();
+        if own == CANARY {
+            assert_eq!(answer.why, Why::WhenEmpty);
+            assert_eq!(Some(answer.version), policy.split.version_among(client(n), |v| v != CANARY));
+        } else {
+            assert_eq!(answer, Choice { version: own, why: Why::Cohort });
+        }
+    }
+}
+
+#[test]
+fn when_empty_fail_fails_only_its_own_clients() {
+    let policy = Policy { when_empty: WhenEmpty::Fail, ..policy(&[50.0, 50.0]) };
+    let ask = |version| policy.choose(Asker::Client(client_of(&policy, version), None), None, 0, |v| v != CANARY);
+
+    assert_eq!(ask(CANARY), Err(NoVersion::NoEndpoint(CANARY)));
+    assert_eq!(ask(STABLE), chosen(STABLE, Why::Cohort));
+}
+
+#[test]
+fn a_forced_or_held_version_without_endpoints_falls_back_too() {
+    let policy = Policy { holds: vec![Hold::None, Hold::Frozen], ..policy(&[100.0, 0.0]) };
+    let only_stable = |v: usize| v == STABLE;
+
+    let forced = policy.choose(Asker::Client(client(1), None), Some(Forced::To(CANARY)), 0, only_stable);
+    let held = policy.choose(Asker::Client(client(1), Some(CANARY)), None, 0, only_stable);
+
+    assert_eq!((forced, held), (chosen(STABLE, Why::WhenEmpty), chosen(STABLE, Why::WhenEmpty)));
+}
+
+#[test]
+fn fallback_never_ends_at_a_version_that_was_forbidden() {
+    let policy = policy(&[50.0, 50.0]);
+    let never = Some(Forced::Except(CANARY));
+
+    let answer = policy.choose(Asker::Client(client(1), None), never, 0, |v| v == CANARY);
+
+    assert_eq!(answer, Err(NoVersion::NoEndpoint(STABLE)));
+}
+
+#[test]
+fn fallback_gives_nothing_to_a_version_of_weight_zero() {
+    let answer = policy(&[100.0, 0.0]).choose(Asker::Client(client(1), None), None, 0, |v| v == CANARY);
+
+    assert_eq!(answer, Err(NoVersion::NoEndpoint(STABLE)));
+}
+
+#[test]
+fn a_closed_service_serves_only_whom_a_hold_keeps() {
+    let policy = Policy { holds: vec![Hold::None, Hold::Until(10)], ..policy(&[0.0, 0.0]) };
+
+    assert_eq!(policy.choose(Asker::Client(client(1), None), None, 0, all), Err(NoVersion::Closed));
+    assert_eq!(policy.choose(Asker::Client(client(1), Some(CANARY)), None, 0, all), chosen(CANARY, Why::DrainPin));
+    assert_eq!(policy.choose(Asker::Request(1), None, 0, all), Err(NoVersion::Closed));
+}
+
+#[test]
+fn requests_of_nobody_are_drawn_by_their_roll() {
+    let policy = policy(&[75.0, 25.0]);
+
+    assert_eq!(policy.choose(Asker::Request(0), None, 0, all), chosen(STABLE, Why::Draw));
+    assert_eq!(policy.choose(Asker::Request(u64::MAX), None, 0, all), chosen(CANARY, Why::Draw));
+    assert_eq!(policy.choose(Asker::Request(0), None, 0, |v| v == CANARY), chosen(CANARY, Why::WhenEmpty));
+}
+
+fn seeds(count: usize) -> Vec<u64> {
+    (0..count).map(|n| endpoint_seed(&format!("10.0.{}.{}:80", n / 256, n % 256))).collect()
+}
+
+fn endpoint(key: ClientKey, seeds: &[u64], usable: impl Fn(usize) -> bool) -> Option<usize> {
+    endpoint_for(key, seeds.iter().copied(), usable)
+}
+
+proptest! {
+    // Clause 4.
+    #[test]
+    fn endpoints_never_decide_the_version_of_a_client(
+        n: u32, weights in prop::collection::vec(1.0f64..100.0, 3), usable in prop::collection::vec(any::<bool>(), 3),
+    ) {
+        let policy = policy(&weights);
+        let asker = Asker::Client(client(n), None);
+        let with_all = policy.choose(asker, None, 0, all).unwrap();
+
+        match policy.choose(asker, None, 0, |v| usable[v]) {
+            Ok(Choice { version, why: Why::Cohort }) => prop_assert_eq!(version, with_all.version),
+            Ok(Choice { version, why: Why::WhenEmpty }) => {
+                prop_assert!(usable[version] && !usable[with_all.version]);
+            }
+            Err(error) => {
+                prop_assert!(usable.iter().all(|u| !u));
+                prop_assert_eq!(error, NoVersion::NoEndpoint(with_all.version));
+            }
+            other => prop_assert!(false, "{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_endpoint_that_goes_takes_only_its_own_clients(n: u32, count in 2usize..20, gone in 0usize..20) {
+        let (seeds, gone) = (seeds(count), gone % count);
+        let before = endpoint(client(n), &seeds, |_| true).unwrap();
+
+        let after = endpoint(client(n), &seeds, |e| e != gone).unwrap();
+
+        prop_assert!(after != gone && (before == gone || after == before));
+    }
+
+    #[test]
+    fn an_endpoint_that_comes_takes_clients_only_for_itself(n: u32, count in 1usize..20) {
+        let seeds = seeds(count + 1);
+
+        let before = endpoint(client(n), &seeds[..count], |_| true).unwrap();
+        let after = endpoint(client(n), &seeds, |_| true).unwrap();
+
+        prop_assert!(after == before || after == count);
+    }
+
+    #[test]
+    fn the_order_of_endpoints_changes_nothing(n: u32, count in 1usize..20) {
+        let forwards = seeds(count);
+        let backwards: Vec<u64> = forwards.iter().rev().copied().collect();
+
+        let found = endpoint(client(n), &backwards, |_| true).map(|e| count - 1 - e);
+
+        prop_assert_eq!(found, endpoint(client(n), &forwards, |_| true));
+    }
+
+    #[test]
+    fn two_choices_are_two_unless_there_is_one(roll: u64, n in 1usize..100) {
+        let (one, other) = two_choices(roll, n);
+
+        prop_assert!(one < n && other < n && (n == 1 || one != other));
+    }
+}
+
+#[test]
+fn no_usable_endpoint_is_none() {
+    assert_eq!(endpoint(client(1), &seeds(3), |_| false), None);
+    assert_eq!(endpoint(client(1), &[], |_| true), None);
+}
+
+/// Chi-square of 9 degrees of freedom; the limit is the quantile of 1 in 100,000.
+#[test]
+fn endpoints_get_equal_parts_of_sequential_clients() {
+    let seeds = seeds(10);
+    let mut counts = [0u32; 10];
+
+    (0..20_000).for_each(|n| counts[endpoint(client(0x0a00_0000 + n), &seeds, |_| true).unwrap()] += 1);
+
+    let chi: f64 = counts.iter().map(|c| (f64::from(*c) - 2_000.0).powi(2) / 2_000.0).sum();
+    assert!(chi < 39.3, "{counts:?}: {chi}");
+}
+
+/// Which endpoint a client gets must not depend on its version's share: the canary's clients use all its endpoints.
+#[test]
+fn the_endpoints_of_a_small_version_get_equal_parts_of_its_clients() {
+    let (policy, seeds) = (policy(&[90.0, 10.0]), seeds(4));
+    let mut counts = [0u32; 4];
+
+    let canaries = (0..80_000).map(client).filter(|key| policy.split.version_of(*key) == Some(CANARY));
+    canaries.for_each(|key| counts[endpoint(key, &seeds, |_| true).unwrap()] += 1);
+
+    let n = f64::from(counts.iter().sum::<u32>()) / 4.0;
+    let chi: f64 = counts.iter().map(|c| (f64::from(*c) - n).powi(2) / n).sum();
+    assert!(chi < 25.9, "{counts:?}: {chi}");
+}
+
+#[test]
+fn every_release_gives_a_client_the_same_endpoint() {
+    let seeds = seeds(10);
+
+    let found: Vec<usize> = (0..16).map(|n| endpoint(client(0xc000_0200 + n), &seeds, |_| true).unwrap()).collect();
+
+    assert_eq!(found, [0, 3, 2, 6, 9, 8, 2, 2, 9, 2, 2, 0, 8, 9, 6, 4]);
+}
