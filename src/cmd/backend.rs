@@ -9,6 +9,7 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::backend::{self, Kind};
+use crate::config;
 
 /// Run a sample service (hello or auth)
 ///
@@ -79,16 +80,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let unit = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        _ => return Err("write a number with its unit, like 10ms, 2s or 1m".into()),
-    };
-    let number: u32 = number.parse().map_err(|_| "write a number with its unit, like 10ms, 2s or 1m")?;
-    Ok(Duration::from_millis(u64::from(number) * unit))
+    config::duration(text).map_err(|problem| format!("{problem}; write a number with its unit, such as 10ms or 2s"))
 }
 
 fn share(text: &str) -> Result<f64, String> {

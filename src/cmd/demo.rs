@@ -14,6 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::demo::fleet::{Addresses, Fleet};
 use crate::demo::plan::{Affinity, Plan, free_port};
 use crate::demo::view::{Picture, look};
+use crate::proxy::tls::self_signed;
 
 /// See the main job on loopback: sample services, a certificate, the proxy
 ///
@@ -70,9 +71,9 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
 
     let fleet = Fleet::start(options.backends)?;
     let folder = tempfile::Builder::new().prefix("perch-demo-").tempdir().context("cannot make a temporary folder")?;
-    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned(), "127.0.0.1".to_owned()])?;
-    std::fs::write(folder.path().join("cert.pem"), made.cert.pem()).context("cannot keep the certificate")?;
-    std::fs::write(folder.path().join("key.pem"), made.signing_key.serialize_pem()).context("cannot keep the key")?;
+    let (cert, key) = self_signed(&["localhost", "127.0.0.1"]).context("cannot make a certificate")?;
+    std::fs::write(folder.path().join("cert.pem"), cert).context("cannot keep the certificate")?;
+    std::fs::write(folder.path().join("key.pem"), key).context("cannot keep the key")?;
 
     let https = free_port(options.port, None).context("--port")?;
     let admin = free_port(options.admin_port, Some(https)).context("--admin-port")?;

@@ -62,7 +62,7 @@ pub(super) fn expand(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result
 }
 
 /// `10s`, `500ms`, `5m`, `1h`, `1h30m` (the shape of Gateway API's GEP-2257).
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let not = || format!("{} is not a duration", shown(text));
     if text.parse::<f64>().is_ok() {
         return Err(format!("{} has no unit", shown(text)));

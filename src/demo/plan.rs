@@ -126,6 +126,16 @@ mod tests {
     }
 
     #[test]
+    fn the_real_loader_takes_it() {
+        let loaded = crate::config::parse(&plan().config(), std::path::Path::new("."), &|_| None).unwrap();
+
+        assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+        let hello = &loaded.config.services[0];
+        assert_eq!(hello.versions[0].endpoints.len(), 3);
+        assert_eq!(hello.health.as_ref().and_then(|health| health.port), Some(8081));
+    }
+
+    #[test]
     fn a_taken_port_gives_the_next_free_one() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let wanted = taken.local_addr().unwrap().port();
