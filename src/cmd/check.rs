@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::INVALID_CONFIG;
 use crate::config::{self, Invalid, Loaded, Problem};
-use crate::proxy::tls::{self, Tls};
+use crate::proxy::tls::Tls;
 
 mod plan;
 
@@ -91,7 +91,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
 /// Looks into the certificate and key files that the configuration names.
 fn with_files(mut loaded: Loaded) -> Result<Loaded, Invalid> {
     let mut problems: Vec<Problem> = Vec::new();
-    let place = |p: tls::Problem| loaded.places.problem(p.path, p.message);
+    let place = |p: Problem| loaded.places.problem(p.path, p.message);
     for (position, listener) in loaded.config.listeners.iter().enumerate() {
         let Some(pairs) = &listener.tls else { continue };
         match Tls::new(&format!("listeners[{position}].tls"), pairs, None) {
