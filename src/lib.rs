@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod proxy;
 pub mod readiness;
 pub mod reason;
+pub mod runtime;
 pub mod state;
 
 #[global_allocator]

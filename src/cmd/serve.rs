@@ -1,17 +1,158 @@
-//! `perch serve`.
+//! `perch serve`: the proxy, its signals and its exit codes.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Args;
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use serde_json::json;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::INVALID_CONFIG;
+use crate::config;
+use crate::runtime::{self, Running, StartError};
 
 /// Run the proxy
+///
+/// Signals: TERM drains (not ready at once, still accepting for drain.delay, then connections end as their requests do,
+/// at most drain.deadline); INT drains without the delay; a second TERM or INT ends at once; HUP reloads the file.
+/// A changed file or certificate is taken over by itself; a bad one keeps what serves.
+///
+/// Exit codes: 0 drained, 1 failed or cut by the drain's deadline, 2 usage, 3 invalid configuration, 130 ended at once.
 #[derive(Debug, Args)]
-pub struct Options {}
+pub struct Options {
+    /// The configuration; `config/perch.yaml` in the repository shows every key
+    #[arg(short, long, env = "PERCH_CONFIG", value_name = "FILE")]
+    config: PathBuf,
+
+    /// Once everything listens, write addresses and pid to this file as JSON
+    #[arg(long, env = "PERCH_ANNOUNCE", value_name = "FILE")]
+    announce: Option<PathBuf>,
+
+    /// How perch's own log looks (standard error); requests are logged to standard output as accessLog says
+    #[arg(long, env = "PERCH_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+
+    /// What is logged: error, warn, info, debug, trace, or tracing's filter words
+    #[arg(long, env = "PERCH_LOG", default_value = "info")]
+    log: String,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Ended by a second signal, as a shell reports SIGINT.
+const AT_ONCE: u8 = 130;
 
 /// Runs it.
 ///
 /// # Errors
 /// When it could not be done; the message is for the person at the terminal.
-pub fn run(_options: Options) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("perch serve is not there yet")
+pub fn run(options: Options) -> anyhow::Result<ExitCode> {
+    start_log(&options)?;
+    raise_open_files();
+    let loaded = match config::load(&options.config) {
+        Ok(loaded) => loaded,
+        Err(invalid) => return Ok(refuse(&invalid)),
+    };
+    let running = match runtime::start(loaded, Some(options.config.clone())) {
+        Ok(running) => running,
+        Err(StartError::Invalid(invalid)) => return Ok(refuse(&invalid)),
+        Err(error) => return Err(error.into()),
+    };
+    tracing::info!(address = %running.admin, "Admin listening.");
+    let signals = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    signals.block_on(async {
+        // Before anyone is told that perch is here: a signal must not meet the default action.
+        let signals = Signals::new()?;
+        if let Some(file) = &options.announce {
+            announce(&running, file).with_context(|| format!("--announce {}: can't be written", file.display()))?;
+        }
+        follow(&running, signals).await
+    })
+}
+
+fn refuse(invalid: &config::Invalid) -> ExitCode {
+    eprintln!("{invalid}");
+    ExitCode::from(INVALID_CONFIG)
+}
+
+fn start_log(options: &Options) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&options.log)
+        .with_context(|| format!("--log {}: not a filter; write a level such as info", options.log))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    match options.log_format {
+        LogFormat::Json => log.json().init(),
+        LogFormat::Text => {
+            let colours =
+                std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none();
+            log.with_ansi(colours).init();
+        }
+    }
+    Ok(())
+}
+
+/// As many files as this process may open: a connection takes two. Shells start programs with 1,024.
+fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "Cannot raise the limit of open files.");
+    }
+}
+
+/// Whole at once: written beside and renamed.
+fn announce(running: &Running, file: &std::path::Path) -> std::io::Result<()> {
+    let listeners: serde_json::Map<_, _> =
+        running.listeners.iter().map(|(name, address)| (name.to_string(), json!(address))).collect();
+    let text = json!({"listeners": listeners, "admin": running.admin, "pid": std::process::id()}).to_string();
+    let beside = file.with_extension("tmp");
+    std::fs::write(&beside, text)?;
+    std::fs::rename(&beside, file)
+}
+
+/// The signals that perch knows.
+struct Signals {
+    term: Signal,
+    int: Signal,
+    hup: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+            hup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The next one that ends perch; true for TERM. Reloads in between.
+    async fn ending(&mut self, running: &Running) -> bool {
+        loop {
+            tokio::select! {
+                _ = self.term.recv() => return true,
+                _ = self.int.recv() => return false,
+                _ = self.hup.recv() => running.reload(),
+            }
+        }
+    }
+}
+
+async fn follow(running: &Running, mut signals: Signals) -> anyhow::Result<ExitCode> {
+    let with_delay = signals.ending(running).await;
+    tokio::select! {
+        drained = running.drain(with_delay) => {
+            Ok(if drained.cut == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        _ = signals.ending(running) => {
+            let cut = running.state.control.snapshot().listeners.len();
+            tracing::warn!(listeners = cut, "Second signal; ending at once.");
+            Ok(ExitCode::from(AT_ONCE))
+        }
+    }
 }
