@@ -13,7 +13,7 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use serde::Serialize;
 use serde_json::json;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::guard::{Head, Refusal};
 use super::query::decode;
@@ -147,7 +147,7 @@ pub(super) async fn answer(
         Place::Weights(name) => {
             let token = state.published.load().config.admin.token.clone();
             if let Err(refusal) = checks.check_write(is_loopback, token.as_ref().map(|t| t.0.as_str())) {
-                warn!(target: "audit", %peer, service = name, status = refusal.0.as_u16(), refused = refusal.1, "Refused a write.");
+                info!(audit = true, who = %peer, service = name, error = refusal.1, "Refused to set weights.");
                 return refused(refusal);
             }
             match read(body).await {
@@ -209,22 +209,15 @@ async fn set_weights(state: &AdminState, peer: SocketAddr, service: String, body
         Ok(wanted) => wanted,
         Err(message) => return error(StatusCode::BAD_REQUEST, message),
     };
-    let reason = reason.unwrap_or_default();
-    let asked = amounts.iter().map(|(name, amount)| format!("{name}={amount:?}")).collect::<Vec<_>>().join(" ");
+    // The writer's audit line says who changed what from what to what.
+    let who = reason.map_or_else(|| peer.to_string(), |reason| format!("{peer}, because: {reason}"));
     let change = WeightChange { service: service.clone(), amounts, expected: generation, closed, on_decrease: None };
-    match state.control.set_weights(change, peer.to_string()).await {
-        Ok(snapshot) => {
-            let Some(set) = services::find(&snapshot, &service) else {
-                return error(StatusCode::INTERNAL_SERVER_ERROR, "the service went away meanwhile");
-            };
-            let of = Weights::new(snapshot.generation, set);
-            info!(target: "audit", %peer, service, generation = of.generation, asked, weights = ?of.weights, reason, "Set weights.");
-            json(StatusCode::OK, &of)
-        }
-        Err(problem) => {
-            warn!(target: "audit", %peer, service, asked, reason, refused = %problem, "Refused a write.");
-            not_set(&problem)
-        }
+    match state.control.set_weights(change, who).await {
+        Ok(snapshot) => match services::find(&snapshot, &service) {
+            Some(set) => json(StatusCode::OK, &Weights::new(snapshot.generation, set)),
+            None => error(StatusCode::INTERNAL_SERVER_ERROR, "the service went away meanwhile"),
+        },
+        Err(problem) => not_set(&problem),
     }
 }
 

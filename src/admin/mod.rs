@@ -64,7 +64,7 @@ pub async fn serve(listener: std::net::TcpListener, state: AdminState, shutdown:
     let is_loopback = listener.local_addr()?.ip().to_canonical().is_loopback();
     let state = Arc::new(state);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let upkeep = tokio::spawn(upkeep(state.published.clone()));
+    let upkeep = tokio::spawn(upkeep());
     let accept = async {
         loop {
             let Ok(place) = places.clone().acquire_owned().await else { return };
@@ -116,19 +116,14 @@ async fn connection(
     }
 }
 
-/// Keeps what is recorded small, and the window of the observed shares moving.
-async fn upkeep(published: Published) {
+/// Keeps what is recorded small while nobody scrapes.
+async fn upkeep() {
     let recorded = metrics::handle();
     let mut seconds = tokio::time::interval(UPKEEP);
     seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut last_tick = tokio::time::Instant::now();
     loop {
         seconds.tick().await;
         recorded.run_upkeep();
-        if last_tick.elapsed() >= metrics::TICK {
-            last_tick = tokio::time::Instant::now();
-            published.load().services.iter().flat_map(|s| &s.versions).for_each(|v| v.metrics.tick());
-        }
     }
 }
 

@@ -10,6 +10,7 @@ use super::*;
 use crate::config;
 use crate::control::Writer;
 use crate::decide::{ClientKey, KeyPrefix, Why};
+use crate::state::decision::{Client, decide, look};
 use crate::state::pins::Pin;
 
 const CONFIG: &str = "
@@ -301,6 +302,33 @@ fn explain_takes_the_route_the_pin_and_the_split_into_account() {
     }
     assert_eq!(answer["routes"][1]["note"], "no path matches \"/version\"");
     assert_eq!(answer["generation"], 1);
+}
+
+#[test]
+fn explain_says_what_the_data_path_decides() {
+    let admin = Admin::start("");
+    admin.post(r#"{"weights":{"canary":"40%"}}"#);
+    let snapshot = admin.state.published.load();
+    let hello = &snapshot.services[0];
+    // One endpoint is out, and every third client is remembered.
+    hello.versions[0].endpoints[0].health.set_healthy(false);
+    let clients: Vec<std::net::IpAddr> = (0..60).map(|n| [10, 0, n, 7].into()).collect();
+    for address in clients.iter().step_by(3) {
+        let client = Client { address: *address, roll: 0, forced: None };
+        decide(hello, &admin.state.pins, client, admin.state.clock.now()).unwrap();
+    }
+
+    for address in clients {
+        let now = admin.state.clock.now();
+        let pin = admin.state.pins.peek(hello.id, ClientKey::new(address, KeyPrefix::default()), now, Duration::MAX);
+        let decided = look(hello, pin.as_ref(), Client { address, roll: 0, forced: None }, now).unwrap();
+        let explained = admin.get(&format!("/api/v1/explain?service=hello&ip={address}")).json();
+
+        assert_eq!(explained["version"], *hello.versions[decided.version].name, "{address}");
+        assert_eq!(explained["endpoint"], decided.endpoint.address.to_string(), "{address}");
+        assert_eq!(explained["why"], decided.why.as_str(), "{address}");
+        assert_eq!(explained["pin"].is_null(), pin.is_none(), "{address}");
+    }
 }
 
 #[test]
