@@ -1,0 +1,114 @@
+//! One decision: `cargo bench --bench choose`. The goals: 150 ns for a pinned client, 400 ns for an unpinned one of two
+//! versions with ten endpoints each; a million pins in 128 MiB.
+
+mod common;
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use perch::decide::{ClientKey, KeyPrefix, Why};
+use perch::state::decision::{Client, decide, look};
+use perch::state::model::{Model, Names};
+use perch::state::pins::{Pin, Pins};
+use perch::state::snapshot::Service;
+
+const TIMEOUT: Duration = Duration::from_secs(10_800);
+
+/// Clients that take turns: more than a core's nearest cache holds of the pin table.
+const CLIENTS: u32 = 10_000;
+
+fn service(endpoints: usize) -> Arc<Service> {
+    let model = Model::new(common::config(1, endpoints), Names::new(), 0).expect("it builds");
+    model.snapshot().services.first().expect("a service").clone()
+}
+
+/// Spread over all of IPv4.
+fn client(n: u32) -> Client {
+    Client { address: Ipv4Addr::from_bits(n.wrapping_mul(0x9e37_79b9)).into(), roll: 0, forced: None }
+}
+
+fn key(n: u32) -> ClientKey {
+    ClientKey::new(client(n).address, KeyPrefix::default())
+}
+
+fn unpinned(bench: &mut Criterion) {
+    let mut group = bench.benchmark_group("unpinned, two versions");
+    for endpoints in [10, 1_000, 10_000] {
+        let service = service(endpoints);
+        let mut n = 0;
+        group.bench_with_input(BenchmarkId::from_parameter(endpoints), &service, |b, service| {
+            b.iter(|| {
+                n += 1;
+                look(service, None, client(n), 1_000)
+            });
+        });
+    }
+}
+
+fn keep(pins: &Pins, service: &Service, key: ClientKey, now: u64) {
+    let version = service.versions.first().expect("a version");
+    let endpoint = version.endpoints.first().expect("an endpoint").clone();
+    pins.keep(service.id, key, Pin { version: version.id, endpoint, epoch: service.epoch, why: Why::Cohort }, now);
+}
+
+fn pinned(bench: &mut Criterion) {
+    let (service, pins) = (service(10), Pins::new(1_000_000));
+    for n in 0..CLIENTS {
+        decide(&service, &pins, client(n), 1_000).expect("an endpoint");
+    }
+    let mut group = bench.benchmark_group("pinned");
+
+    let mut n = 0;
+    group.bench_function("touch", |b| {
+        b.iter(|| {
+            n = (n + 1) % CLIENTS;
+            pins.touch(service.id, key(n), 1_000, TIMEOUT)
+        });
+    });
+    group.bench_function("whole decision", |b| {
+        b.iter(|| {
+            n = (n + 1) % CLIENTS;
+            decide(&service, &pins, client(n), 1_000)
+        });
+    });
+}
+
+fn new_clients(bench: &mut Criterion) {
+    let service = service(10);
+    let mut group = bench.benchmark_group("a new client's pin");
+    for (what, room) in [("with room", 1_000_000), ("when full", 100_000)] {
+        let pins = Pins::new(room);
+        let mut n = 0u32;
+        if what == "when full" {
+            (0..200_000).for_each(|n| keep(&pins, &service, key(n), 0));
+            n = 200_000;
+        }
+        group.bench_function(what, |b| {
+            b.iter(|| {
+                n = n.wrapping_add(1);
+                keep(&pins, &service, key(n), 1_000);
+            });
+        });
+    }
+}
+
+/// Not a time, but it belongs here: what a million pins weigh.
+fn weight(_: &mut Criterion) {
+    let Some(before) = resident() else { return };
+    let (service, pins) = (service(10), Pins::new(1_000_000));
+    (0..1_200_000).for_each(|n| keep(&pins, &service, key(n), 0));
+    let after = resident().unwrap_or(before);
+    println!("{} pins: {:.1} MiB resident", pins.len(), (after - before) / 1024.0);
+}
+
+/// In KiB; Linux only.
+fn resident() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|l| l.starts_with("VmRSS:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+criterion_group!(benches, weight, pinned, unpinned, new_clients);
+criterion_main!(benches);
