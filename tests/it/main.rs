@@ -18,3 +18,4 @@ mod config;
     reason = "a kit that the modules share: not each part is in use at each time"
 )]
 mod support;
+mod tls;

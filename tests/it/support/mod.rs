@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 pub use backend::{Act, Seen, TestBackend, ok, response};
-pub use client::{Client, Response, get};
+pub use client::{Client, Response, connect_from, get, tls_config};
 pub use perch::{Launch, TestPerch};
 pub use process::{Process, run_perch};
 
