@@ -11,6 +11,7 @@ use tokio_util::either::Either;
 use super::fault::{Fault, Kind};
 use super::identity::Identity;
 use super::plan::Plan;
+use crate::decide::proxy_protocol::{encode_v1, encode_v2};
 
 /// Plain or TLS. Boxed: the TLS state is a kilobyte that would sit in every future otherwise.
 pub type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
@@ -36,9 +37,10 @@ async fn unlimited(plan: &Plan, index: u32) -> Result<Stream, Fault> {
     }
     let mut tcp = socket.connect(target).await.map_err(|e| Fault::connecting(&e, target))?;
     tcp.set_nodelay(true).map_err(|e| Fault::connecting(&e, target))?;
-    let header = match (plan.identity, client) {
-        (Identity::ProxyV1, Some(client)) => Some(proxy_v1(client, target)),
-        (Identity::ProxyV2, Some(client)) => Some(proxy_v2(client, target)),
+    // A header has both ports; the client's own is any.
+    let header = match (plan.identity, client.map(|c| SocketAddr::new(c, 40_000))) {
+        (Identity::ProxyV1, Some(client)) => Some(encode_v1(client, target)),
+        (Identity::ProxyV2, Some(client)) => Some(encode_v2(client, target)),
         _ => None,
     };
     if let Some(header) = header {
@@ -68,63 +70,5 @@ fn tls_fault(error: &std::io::Error) -> Fault {
     match fault.kind {
         Kind::Timeout => fault,
         _ => Fault::new(Kind::Tls, format!("TLS handshake: {error}")),
-    }
-}
-
-const CLIENT_PORT: u16 = 40_000;
-
-fn proxy_v1(client: IpAddr, target: SocketAddr) -> Vec<u8> {
-    let family = if client.is_ipv4() { "TCP4" } else { "TCP6" };
-    let server = same_family(client, target.ip());
-    format!("PROXY {family} {client} {server} {CLIENT_PORT} {}\r\n", target.port()).into_bytes()
-}
-
-fn proxy_v2(client: IpAddr, target: SocketAddr) -> Vec<u8> {
-    let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21".to_vec();
-    let server = same_family(client, target.ip());
-    match (client, server) {
-        (IpAddr::V4(client), IpAddr::V4(server)) => {
-            header.extend_from_slice(&[0x11, 0, 12]);
-            header.extend_from_slice(&client.octets());
-            header.extend_from_slice(&server.octets());
-        }
-        (IpAddr::V6(client), IpAddr::V6(server)) => {
-            header.extend_from_slice(&[0x21, 0, 36]);
-            header.extend_from_slice(&client.octets());
-            header.extend_from_slice(&server.octets());
-        }
-        _ => unreachable!("same_family gives the client's family"),
-    }
-    header.extend_from_slice(&CLIENT_PORT.to_be_bytes());
-    header.extend_from_slice(&target.port().to_be_bytes());
-    header
-}
-
-/// A PROXY header has both addresses of one family.
-fn same_family(client: IpAddr, server: IpAddr) -> IpAddr {
-    match (client, server) {
-        (IpAddr::V4(_), IpAddr::V6(v6)) => IpAddr::V4(v6.to_ipv4_mapped().unwrap_or(std::net::Ipv4Addr::LOCALHOST)),
-        (IpAddr::V6(_), IpAddr::V4(v4)) => IpAddr::V6(v4.to_ipv6_mapped()),
-        _ => server,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_proxy_headers_are_those_of_the_specification() {
-        let target = "127.0.0.1:443".parse().unwrap();
-
-        assert_eq!(
-            proxy_v1("192.0.2.1".parse().unwrap(), target),
-            b"PROXY TCP4 192.0.2.1 127.0.0.1 40000 443\r\n".to_vec()
-        );
-        assert_eq!(
-            proxy_v2("192.0.2.1".parse().unwrap(), target),
-            b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x01\x7f\0\0\x01\x9c\x40\x01\xbb".to_vec()
-        );
-        assert_eq!(proxy_v2("2001:db8::1".parse().unwrap(), target).len(), 16 + 36);
     }
 }

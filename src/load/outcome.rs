@@ -102,6 +102,8 @@ pub struct Version {
     pub requests_share: Share,
     pub errors: u64,
     pub latency_ms: Latency,
+    /// (quantile, milliseconds), closer together towards 1.
+    pub latency_curve: Vec<(f64, f64)>,
 }
 
 /// Quantiles in milliseconds.
@@ -272,6 +274,19 @@ impl Latency {
     }
 }
 
+/// Ten points for each nine of the quantile, as far as the count goes.
+#[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
+fn curve(times: &Times) -> Vec<(f64, f64)> {
+    let histogram = times.histogram();
+    let all = histogram.len() as f64;
+    (0..=60)
+        .map(|tenth| 10_f64.powf(f64::from(tenth) / 10.0))
+        .take_while(|nines| *nines <= all)
+        .map(|nines| 1.0 - 1.0 / nines)
+        .map(|quantile| (quantile, histogram.value_at_quantile(quantile) as f64 / 1000.0))
+        .collect()
+}
+
 impl Counts {
     /// Out of a tally and the clients it belongs to.
     #[must_use]
@@ -296,6 +311,7 @@ impl Counts {
                 requests_share: wilson(of.requests, answers),
                 errors: of.errors,
                 latency_ms: Latency::new(&of.latency),
+                latency_curve: curve(&of.latency),
             }
         });
         let seconds = took.as_secs_f64();

@@ -11,6 +11,7 @@
 
 mod backend;
 mod config;
+mod load;
 #[allow(
     dead_code,
     unused_imports,

@@ -15,6 +15,7 @@ fn counts(clients: &[(&str, u64)]) -> Counts {
         requests_share: wilson(*hits, n),
         errors: 0,
         latency_ms: Latency::default(),
+        latency_curve: Vec::new(),
     });
     Counts {
         seconds: 1.0,
