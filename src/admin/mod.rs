@@ -43,9 +43,9 @@ pub struct AdminState {
 }
 
 /// A few scrapers, probes and people, with room for a burst; the rest waits in the backlog.
-const MAX_CONNECTIONS: usize = 256;
+const MAX_CONNECTIONS: usize = 512;
 /// For the head of a request, the next one on a kept connection included: a slow sender holds a place this long.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(3);
 /// A connection is asked to end after this time and cut [`GRACE`] later: a slow reader holds a place this long.
 const CONNECTION_TIME: Duration = Duration::from_secs(60);
 const GRACE: Duration = Duration::from_secs(5);
