@@ -9,6 +9,7 @@
     reason = "these are tests: a panic is how they fail, and clippy only knows the functions marked #[test]"
 )]
 
+mod admin;
 mod backend;
 mod config;
 mod load;
