@@ -11,10 +11,13 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::serve;
+use crate::config;
 use crate::demo::fleet::{Addresses, Fleet};
 use crate::demo::plan::{Affinity, Plan, free_port};
 use crate::demo::view::{Picture, look};
 use crate::proxy::tls::self_signed;
+use crate::runtime;
 
 /// See the main job on loopback: sample services, a certificate, the proxy
 ///
@@ -65,9 +68,11 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         print!("{}", plan.config());
         return Ok(ExitCode::SUCCESS);
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    start_log();
+    serve::raise_open_files();
+    let signal_runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // From here on an early Ctrl-C waits for the view, and everything below is dropped in order.
-    let mut signals = runtime.block_on(async { Signals::new() })?;
+    let mut signals = signal_runtime.block_on(async { Signals::new() })?;
 
     let fleet = Fleet::start(options.backends)?;
     let folder = tempfile::Builder::new().prefix("perch-demo-").tempdir().context("cannot make a temporary folder")?;
@@ -79,23 +84,40 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     let admin = free_port(options.admin_port, Some(https)).context("--admin-port")?;
     let plan = plan(&options, https, admin, fleet.addresses.clone());
     let text = plan.config();
-    let proxy = Proxy::start(&text, folder.path())?;
+    let loaded = config::parse(&text, folder.path(), &|_| None).map_err(|invalid| anyhow::anyhow!("{invalid}"))?;
+    let proxy = runtime::start(loaded, None)?;
 
     introduce(&options, &plan, &text)?;
-    runtime.block_on(async {
-        let end = async {
-            match options.duration {
-                Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds.into())).await,
-                None => std::future::pending().await,
-            }
-        };
+    signal_runtime.block_on(async {
         tokio::select! {
             () = signals.next() => {}
-            () = end => {}
+            () = pass(options.duration) => {}
             () = show(proxy.admin) => {}
+        }
+        tokio::select! {
+            _ = proxy.drain(false) => {}
+            () = signals.next() => {}
         }
     });
     Ok(ExitCode::SUCCESS)
+}
+
+async fn pass(seconds: Option<u32>) {
+    match seconds {
+        Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds.into())).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Only what a person should know: the view has the rest.
+fn start_log() {
+    let colours = Paint::of(&std::io::stderr()).0;
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(colours)
+        .init();
 }
 
 fn plan(options: &Options, https: u16, admin: u16, addresses: Addresses) -> Plan {
@@ -103,7 +125,7 @@ fn plan(options: &Options, https: u16, admin: u16, addresses: Addresses) -> Plan
 }
 
 fn introduce(options: &Options, plan: &Plan, text: &str) -> std::io::Result<()> {
-    let paint = Paint::of_stdout();
+    let paint = Paint::of(&std::io::stdout());
     let mut out = std::io::stdout().lock();
     writeln!(out, "{}", paint.dim(text.trim_end()))?;
     for (name, wanted, got) in [("port", options.port, plan.https), ("admin port", options.admin_port, plan.admin)] {
@@ -148,17 +170,6 @@ impl Signals {
     }
 }
 
-/// The running proxy. Dropped: drained, shortly.
-struct Proxy {
-    admin: SocketAddr,
-}
-
-impl Proxy {
-    fn start(_text: &str, _folder: &std::path::Path) -> anyhow::Result<Self> {
-        anyhow::bail!("the proxy is not there yet")
-    }
-}
-
 /// Shows the live view until it is dropped.
 async fn show(admin: SocketAddr) {
     let mut screen = Screen::of_stdout();
@@ -173,48 +184,43 @@ async fn show(admin: SocketAddr) {
     }
 }
 
-/// Where the view goes.
-enum Screen {
-    /// Refreshed in place.
-    Terminal(ProgressBar),
-    /// A line when something changed since the last one.
-    Lines(Picture),
+/// Where the view goes: onto a terminal, refreshed in place, or a line each time something changed.
+struct Screen {
+    terminal: Option<ProgressBar>,
+    last: Picture,
 }
 
 impl Screen {
     fn of_stdout() -> Self {
-        if !std::io::stdout().is_terminal() {
-            return Self::Lines(Picture::default());
-        }
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stdout());
-        bar.set_style(ProgressStyle::with_template("{msg}").expect("a constant"));
-        Self::Terminal(bar)
+        let terminal = std::io::stdout().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{msg}").expect("a constant");
+            ProgressBar::with_draw_target(None, ProgressDrawTarget::stdout()).with_style(style)
+        });
+        Self { terminal, last: Picture::default() }
     }
 
     fn refresh(&self) -> Duration {
-        match self {
-            Self::Terminal(_) => TERMINAL_REFRESH,
-            Self::Lines(_) => LINE_REFRESH,
-        }
+        if self.terminal.is_some() { TERMINAL_REFRESH } else { LINE_REFRESH }
     }
 
     fn show(&mut self, picture: Picture) {
-        match self {
-            Self::Terminal(bar) => bar.set_message(picture.table().join("\n")),
-            Self::Lines(last) if *last == picture => {}
-            Self::Lines(last) => {
-                println!("{}", picture.line());
-                *last = picture;
-            }
+        if picture == self.last {
+            return;
         }
+        match &self.terminal {
+            Some(bar) => bar.set_message(picture.table().join("\n")),
+            None => println!("{}", picture.line()),
+        }
+        self.last = picture;
     }
 }
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        // The last picture stays on the terminal.
-        if let Self::Terminal(bar) = self {
+        // The last picture stays, and the shell's prompt comes below it.
+        if let Some(bar) = &self.terminal {
             bar.abandon();
+            println!();
         }
     }
 }
@@ -224,9 +230,9 @@ impl Drop for Screen {
 struct Paint(bool);
 
 impl Paint {
-    fn of_stdout() -> Self {
+    fn of(stream: &impl IsTerminal) -> Self {
         let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Self(wanted && std::io::stdout().is_terminal())
+        Self(wanted && stream.is_terminal())
     }
 
     fn bold(self, text: &str) -> String {

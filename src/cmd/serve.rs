@@ -96,7 +96,7 @@ fn start_log(options: &Options) -> anyhow::Result<()> {
 }
 
 /// As many files as this process may open: a connection takes two. Shells start programs with 1,024.
-fn raise_open_files() {
+pub(super) fn raise_open_files() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;

@@ -12,6 +12,7 @@
 mod admin;
 mod backend;
 mod config;
+mod demo;
 mod load;
 #[allow(
     dead_code,
