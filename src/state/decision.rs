@@ -77,7 +77,9 @@ fn place(
     client: Client,
     now: u64,
 ) -> Result<Decision, NoVersion> {
-    let pinned = pin.and_then(|p| service.versions.iter().position(|v| v.id == p.version));
+    // Who took shelter in a version, or was sent there by a header, is no client of it: a drain doesn't hold them.
+    let is_client = |p: &&Pin| !matches!(p.why, Why::WhenEmpty | Why::Override);
+    let pinned = pin.filter(is_client).and_then(|p| service.versions.iter().position(|v| v.id == p.version));
     let choice =
         service.policy.choose(Asker::Client(key, pinned), client.forced, now, |v| is_usable(service, v, now))?;
     let version = &service.versions[choice.version];

@@ -9,4 +9,6 @@ pub mod health;
 pub mod model;
 pub mod pins;
 pub mod publish;
+#[cfg(test)]
+mod simulation;
 pub mod snapshot;
