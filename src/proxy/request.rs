@@ -106,6 +106,10 @@ pub(crate) fn plan<'a>(
 ) -> Result<Plan, Instead> {
     // For the log, if it ends here.
     out.extend_from_slice(request.method.as_bytes());
+    // First: CONNECT's target is not one that the rest understands.
+    if matches!(request.method, "CONNECT" | "TRACE") {
+        return Err(Reason::Method.into());
+    }
     let facts = Facts::read(fields.clone(), request.protocol)?;
     let is_upgrade = facts.upgrade(&request)?;
     let (authority, target) = authority_and_target(&request, &facts)?;
@@ -118,10 +122,6 @@ pub(crate) fn plan<'a>(
     };
     if let Some(query) = query {
         target::check_query(query).map_err(|_| Reason::Target)?;
-    }
-    match request.method {
-        "CONNECT" | "TRACE" => return Err(Reason::Method.into()),
-        _ => {}
     }
     let trusted = is_trusted(connection.client, &connection.listener.config.trusted_proxies);
     let client = if trusted {
@@ -138,8 +138,10 @@ pub(crate) fn plan<'a>(
 
     let snapshot = worker.snapshot();
     let listener = snapshot.listeners.iter().find(|l| l.config.name == connection.listener.config.name);
+    // `OPTIONS *` asks about the server: whoever serves the host's root answers.
+    let routed = if path == "*" { "/" } else { &*path };
     let service = listener
-        .and_then(|l| l.routes.find(host.host, &path))
+        .and_then(|l| l.routes.find(host.host, routed))
         .and_then(|route| snapshot.config.routes.get(route))
         .and_then(|route| snapshot.services.get(route.service))
         .ok_or_else(|| match &connection.certificate {

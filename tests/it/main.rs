@@ -13,7 +13,13 @@ mod admin;
 mod backend;
 mod config;
 mod demo;
+mod fields;
+#[allow(unreachable_pub, reason = "a kit that the modules share")]
+mod front;
+mod http1;
 mod load;
+mod requests;
+mod streams;
 #[allow(
     dead_code,
     unused_imports,

@@ -15,6 +15,7 @@ use super::exchange::{self, Broken, ClientSide, Deadlines, Download, Upload, Wai
 use super::head;
 use super::response::{self, ResponseHead};
 use super::tunnel;
+use crate::decide::fields::{self, ConnectionTokens, Field};
 use crate::proxy::attempts::Attempts;
 use crate::proxy::buffer::{Buffer, Size};
 use crate::proxy::connection::Connection;
@@ -431,11 +432,18 @@ fn may_go_on(head: &[u8], instead: &Instead) -> bool {
     !head.split(|b| *b == b'\n').any(names_framing) && !line.is_some_and(|l| l.ends_with(b"HTTP/1.0"))
 }
 
+/// Whether a field line says that a body follows, or that the connection ends.
 fn names_framing(line: &[u8]) -> bool {
-    let name = line.split(|b| *b == b':').next().unwrap_or_default();
-    name.eq_ignore_ascii_case(b"content-length")
-        || name.eq_ignore_ascii_case(b"transfer-encoding")
-        || name.eq_ignore_ascii_case(b"connection")
+    let Some((name, value)) = memchr::memchr(b':', line).and_then(|at| line.split_at_checked(at)) else { return false };
+    match fields::classify(name) {
+        Field::ContentLength | Field::TransferEncoding => true,
+        Field::Connection => {
+            let mut tokens = ConnectionTokens::default();
+            tokens.read(value.trim_ascii_end().get(1..).unwrap_or_default());
+            tokens.close
+        }
+        _ => false,
+    }
 }
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";

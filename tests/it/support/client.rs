@@ -293,6 +293,11 @@ impl Client {
         }
     }
 
+    /// Throws away what was read from the socket and not yet taken; how much it was.
+    pub fn take_buffered(&mut self) -> usize {
+        std::mem::take(&mut self.buffer).len()
+    }
+
     /// Whatever has come within `time`, possibly nothing. Never fails: the end of the connection is the end of it.
     pub fn read_for(&mut self, time: Duration) -> Vec<u8> {
         let end = Instant::now() + time;
