@@ -81,7 +81,9 @@ fn refuse(invalid: &config::Invalid) -> ExitCode {
 }
 
 fn start_log(options: &Options) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&options.log)
+    // rustls warns of what a client sends: strangers must not fill the log. Who wants to see it names it.
+    let quiet = if options.log.contains("rustls") { "" } else { ",rustls=error" };
+    let filter = tracing_subscriber::EnvFilter::try_new(options.log.clone() + quiet)
         .with_context(|| format!("--log {}: not a filter; write a level such as info", options.log))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     match options.log_format {

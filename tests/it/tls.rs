@@ -170,17 +170,42 @@ fn a_handshake_that_stalls_is_closed_at_its_deadline() {
     eventually(PATIENCE, || rejected(&perch, "tls-timeout") >= 3.0);
 }
 
-#[test]
-fn a_client_hello_in_one_byte_records_works() {
-    let backend = TestBackend::named("hello");
-    let (perch, _) = perch(&backend, "", "");
+/// The record that opens a handshake with `a.example`.
+fn client_hello() -> Vec<u8> {
     let name = ServerName::try_from("a.example").unwrap();
     let mut connection = ClientConnection::new(tls_config(&[b"http/1.1"]), name).unwrap();
     let mut hello = Vec::new();
     connection.write_tls(&mut hello).unwrap();
+    hello
+}
+
+#[test]
+fn a_server_name_that_is_none_is_refused_and_not_logged() {
+    let backend = TestBackend::named("hello");
+    let (perch, _) = perch(&backend, "", "");
+    let mut hello = client_hello();
+    let at = hello.windows(9).position(|window| window == b"a.example").unwrap();
+
+    for bad in [0, b' ', 0xff] {
+        let before = rejected(&perch, "tls-sni");
+        hello[at] = bad;
+        let mut client = Client::plain(perch.address("https"));
+        client.send(&hello);
+        let alert = client.read_exact(7).unwrap();
+        assert_eq!((alert[0], alert[5]), (21, 2), "a fatal alert");
+        eventually(PATIENCE, || rejected(&perch, "tls-sni") > before);
+    }
+
+    assert!(!perch.stderr().contains("SNI"), "{}", perch.stderr());
+}
+
+#[test]
+fn a_client_hello_in_one_byte_records_works() {
+    let backend = TestBackend::named("hello");
+    let (perch, _) = perch(&backend, "", "");
 
     let mut client = Client::plain(perch.address("https"));
-    for byte in &hello[5..] {
+    for byte in &client_hello()[5..] {
         client.send([22, 3, 1, 0, 1, *byte]);
     }
 
