@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::AdminState;
-use super::services::observed;
+use super::services::Observed;
 use crate::metrics::{self, Kind, Metric};
 use crate::state::health::Condition;
 
@@ -23,13 +23,15 @@ pub(super) fn render(state: &AdminState) -> String {
 fn picture(text: &mut Text, state: &AdminState) {
     let snapshot = state.published.load();
     let now = state.clock.now();
+    let observed = Observed::of(state, &snapshot.services);
     let (mut weights, mut shares, mut endpoints) = (Samples::new(), Samples::new(), Samples::new());
     for service in &snapshot.services {
-        let observed = observed(state, service, now);
         for (i, version) in service.versions.iter().enumerate() {
             let labels = [("service", &*service.name), ("version", &*version.name)];
             weights.push(sample(&labels, service.policy.split.share(i)));
-            for (unit, share) in [("clients", observed.client_share(i)), ("requests", observed.request_share(i))] {
+            let units =
+                [("clients", observed.client_share(service, i)), ("requests", Observed::request_share(service, i))];
+            for (unit, share) in units {
                 // Without anybody observed there is no ratio.
                 if let Some(share) = share {
                     shares.push(sample(&[labels[0], labels[1], ("unit", unit)], share));

@@ -10,7 +10,7 @@ use super::AdminState;
 use crate::config::Affinity;
 use crate::decide::WhenEmpty;
 use crate::state::health::Condition;
-use crate::state::snapshot::{self, Snapshot};
+use crate::state::snapshot::{self, Snapshot, VersionId};
 
 #[derive(Debug, Serialize)]
 pub(super) struct Services {
@@ -78,8 +78,16 @@ struct Endpoint {
 /// All services of the current snapshot.
 pub(super) fn all(state: &AdminState) -> Services {
     let snapshot = state.published.load();
-    let services = snapshot.services.iter().map(|s| service(state, s)).collect();
+    let (now, observed) = (state.clock.now(), Observed::of(state, &snapshot.services));
+    let services = snapshot.services.iter().map(|s| shape(s, &observed, now)).collect();
     Services { generation: snapshot.generation, services }
+}
+
+/// One service of that name.
+pub(super) fn one(state: &AdminState, name: &str) -> Option<Service> {
+    let snapshot = state.published.load();
+    let found = find(&snapshot, name)?;
+    Some(shape(found, &Observed::of(state, std::slice::from_ref(found)), state.clock.now()))
 }
 
 /// The service of that name.
@@ -87,17 +95,15 @@ pub(super) fn find<'a>(snapshot: &'a Snapshot, name: &str) -> Option<&'a Arc<sna
     snapshot.services.iter().find(|s| &*s.name == name)
 }
 
-pub(super) fn service(state: &AdminState, service: &snapshot::Service) -> Service {
-    let now = state.clock.now();
-    let observed = observed(state, service, now);
+fn shape(service: &snapshot::Service, observed: &Observed, now: u64) -> Service {
     let split = &service.policy.split;
     let versions = service.versions.iter().enumerate().map(|(i, version)| Version {
         name: version.name.to_string(),
         weight: split.weight(i).unwrap_or_default().value(),
         share: split.share(i),
         observed: ObservedShares {
-            clients: observed.client_share(i).unwrap_or_default(),
-            requests: observed.request_share(i).unwrap_or_default(),
+            clients: observed.client_share(service, i).unwrap_or_default(),
+            requests: Observed::request_share(service, i).unwrap_or_default(),
         },
         endpoints: version
             .endpoints
@@ -114,51 +120,46 @@ pub(super) fn service(state: &AdminState, service: &snapshot::Service) -> Servic
         name: service.name.to_string(),
         affinity: service.config.affinity.into(),
         when_empty: service.policy.when_empty,
-        clients: observed.clients.iter().sum(),
+        clients: service.versions.iter().map(|v| observed.clients(v)).sum(),
         versions: versions.collect(),
     }
 }
 
-/// What the versions of a service really have, in the split's order.
+/// What the versions really have.
 #[derive(Debug)]
 pub(super) struct Observed {
-    /// Remembered clients.
-    clients: Vec<usize>,
-    /// Requests of the last minute.
-    requests: Vec<usize>,
+    /// Remembered clients; of services without affinity nobody.
+    clients: HashMap<VersionId, usize>,
 }
 
 impl Observed {
-    /// `None` when no client is remembered.
-    pub(super) fn client_share(&self, version: usize) -> Option<f64> {
-        share(&self.clients, version)
+    /// Counts the pins of these services: one walk over the whole table.
+    pub(super) fn of(state: &AdminState, services: &[Arc<snapshot::Service>]) -> Self {
+        let timeouts = services.iter().filter_map(|service| match service.config.affinity {
+            Affinity::None => None,
+            Affinity::ClientIp { timeout, .. } => Some((service.id, timeout)),
+        });
+        Self { clients: state.pins.counts(state.clock.now(), &timeouts.collect()) }
     }
 
-    /// `None` when there was no request.
-    pub(super) fn request_share(&self, version: usize) -> Option<f64> {
-        share(&self.requests, version)
+    fn clients(&self, version: &snapshot::Version) -> usize {
+        self.clients.get(&version.id).copied().unwrap_or_default()
+    }
+
+    /// Of the remembered clients; `None` when there is none.
+    pub(super) fn client_share(&self, service: &snapshot::Service, version: usize) -> Option<f64> {
+        share(service.versions.iter().map(|v| self.clients(v) as u64), version)
+    }
+
+    /// Of the last minute's requests; `None` when there was none.
+    pub(super) fn request_share(service: &snapshot::Service, version: usize) -> Option<f64> {
+        share(service.versions.iter().map(|v| v.metrics.recent_requests()), version)
     }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a share needs no more than 53 bits")]
-fn share(counts: &[usize], at: usize) -> Option<f64> {
-    let sum: usize = counts.iter().sum();
-    let own = counts.get(at)?;
-    (sum > 0).then(|| *own as f64 / sum as f64)
-}
-
-/// Counts the pins of the service: one walk over the table.
-pub(super) fn observed(state: &AdminState, service: &snapshot::Service, now: u64) -> Observed {
-    let by_version = match service.config.affinity {
-        Affinity::None => HashMap::new(),
-        Affinity::ClientIp { timeout, .. } => state.pins.counts_by_version(service.id, now, timeout),
-    };
-    Observed {
-        clients: service.versions.iter().map(|v| by_version.get(&v.id).copied().unwrap_or_default()).collect(),
-        requests: service
-            .versions
-            .iter()
-            .map(|v| usize::try_from(v.metrics.recent_requests()).unwrap_or(usize::MAX))
-            .collect(),
-    }
+fn share(counts: impl Iterator<Item = u64> + Clone, at: usize) -> Option<f64> {
+    let sum: u64 = counts.clone().sum();
+    let own = counts.clone().nth(at)?;
+    (sum > 0).then(|| own as f64 / sum as f64)
 }

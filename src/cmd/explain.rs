@@ -30,7 +30,7 @@ mod text;
 #[derive(Debug, Args)]
 pub struct Options {
     /// The configuration to explain; - is standard input
-    #[arg(long, value_name = "FILE", env = "PERCH_CONFIG", required_unless_present = "admin")]
+    #[arg(short, long, value_name = "FILE", env = "PERCH_CONFIG", required_unless_present = "admin")]
     config: Option<PathBuf>,
 
     /// Ask the running proxy at this admin address instead, such as http://127.0.0.1:9900
