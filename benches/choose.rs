@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +31,12 @@ fn client(n: u32) -> Client {
 
 fn key(n: u32) -> ClientKey {
     ClientKey::new(client(n).address, KeyPrefix::default())
+}
+
+/// The n-th /64 of a /32.
+fn ipv6(n: u32) -> ClientKey {
+    let bits = 0x2001_0db8 << 96 | u128::from(n) << 64;
+    ClientKey::new(Ipv6Addr::from_bits(bits).into(), KeyPrefix::default())
 }
 
 fn unpinned(bench: &mut Criterion) {
@@ -101,6 +107,13 @@ fn weight(_: &mut Criterion) {
     (0..1_200_000).for_each(|n| keep(&pins, &service, key(n), 0));
     let after = resident().unwrap_or(before);
     println!("{} pins: {:.1} MiB resident", pins.len(), (after - before) / 1024.0);
+    (0..5_000_000u32).for_each(|n| keep(&pins, &service, ipv6(n), 1_000));
+    let flooded = resident().unwrap_or(after);
+    println!(
+        "after 5,000,000 clients of one IPv6 /32: {} pins, {:.1} MiB more resident",
+        pins.len(),
+        (flooded - after) / 1024.0
+    );
 }
 
 /// In KiB; Linux only.

@@ -281,9 +281,9 @@ impl Supervisor {
                     }
                 }
                 _ = look.tick() => {
-                    if self.workers.is_broken() {
+                    if self.workers.is_broken() || self.control.is_stopped() {
                         // A zombie that looks healthy is worse than a restart (reliability.md J9).
-                        error!("A worker thread has died; stopping. Please report the panic above.");
+                        error!("A worker or the writer has died; stopping. Please report the panic above.");
                         std::process::abort();
                     }
                 }

@@ -134,6 +134,12 @@ impl Control {
         self.generation.clone()
     }
 
+    /// The writer has ended, which nobody asked it to while this handle is there: nothing can be changed any more.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.commands.is_closed()
+    }
+
     async fn send(&self, command: Command) -> Result<(), ControlError> {
         self.commands.send(command).await.map_err(|_| ControlError::Stopped)
     }

@@ -182,4 +182,5 @@ async fn who_asks_a_stopped_writer_is_told() {
     let change = WeightChange { service: "auth".into(), amounts, ..canary("1", None) };
 
     assert!(matches!(control.set_weights(change, "test".into()).await, Err(ControlError::Stopped)));
+    assert!(control.is_stopped());
 }
