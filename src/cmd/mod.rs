@@ -25,7 +25,8 @@ enum Command {
     Serve(serve::Options),
     Check(check::Options),
     Demo(demo::Options),
-    Load(load::Options),
+    // Boxed: it has by far the most options.
+    Load(Box<load::Options>),
     Explain(explain::Options),
     Backend(backend::Options),
 }
@@ -40,7 +41,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Serve(options) => serve::run(options),
         Command::Check(options) => check::run(options),
         Command::Demo(options) => demo::run(options),
-        Command::Load(options) => load::run(options),
+        Command::Load(options) => load::run(*options),
         Command::Explain(options) => explain::run(options),
         Command::Backend(options) => backend::run(options),
     };
