@@ -31,6 +31,8 @@ pub struct Shared {
     /// The version that the progress line shows the share of.
     pub watched: Option<VersionId>,
     pub live: Live,
+    /// The percentage of a ramp's step, for the progress line.
+    step: Mutex<Option<f64>>,
     stop: AtomicBool,
     stopping: watch::Sender<bool>,
     fatal: Mutex<Option<Fault>>,
@@ -56,6 +58,7 @@ impl Shared {
             epoch: Instant::now(),
             watched,
             live: Live::default(),
+            step: Mutex::new(None),
             stop: AtomicBool::new(false),
             stopping: watch::Sender::new(false),
             fatal: Mutex::new(None),
@@ -66,6 +69,19 @@ impl Shared {
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
         self.stopping.send_replace(true);
+    }
+
+    /// A step of a ramp begins: shares are counted anew.
+    pub fn begin_step(&self, percent: f64) {
+        *self.step.lock().unwrap_or_else(PoisonError::into_inner) = Some(percent);
+        self.live.visits.store(0, Ordering::Relaxed);
+        self.live.hits.store(0, Ordering::Relaxed);
+    }
+
+    /// The step of a ramp that is under way.
+    #[must_use]
+    pub fn step(&self) -> Option<f64> {
+        *self.step.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The run is over.

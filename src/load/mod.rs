@@ -150,6 +150,7 @@ fn climb(
             Err(error) if record.steps.is_empty() => return Err(Error::Admin(error)),
             Err(error) => return Ok(Some(error)),
         };
+        shared.begin_step(*percent);
         record.step(job, shared, Some((version, *percent, split)))?;
         if shared.stopped() {
             return Ok(Some(format!("stopped in the step of {percent} %; {} is left there", ramp.version)));

@@ -97,9 +97,22 @@ fn findings(out: &mut String, outcome: &Outcome) {
     let ramped = outcome.steps.iter().flat_map(|s| s.findings.iter().map(move |f| (Some(s.percent), f)));
     let plain = outcome.findings.iter().map(|f| (None, f));
     let all: Vec<(Option<f64>, &Finding)> = ramped.chain(plain).collect();
-    out.push_str("<h2>Findings</h2>\n<table class=\"findings\">\n");
-    // What fails comes first: a ramp has dozens of findings.
-    for (percent, finding) in all.iter().filter(|f| !f.1.holds).chain(all.iter().filter(|f| f.1.holds)) {
+    let (held, failed): (Vec<_>, Vec<_>) = all.into_iter().partition(|f| f.1.holds);
+    out.push_str("<h2>Findings</h2>\n");
+    finding_rows(out, &failed);
+    // A ramp has dozens that hold.
+    if outcome.steps.is_empty() {
+        finding_rows(out, &held);
+    } else {
+        push(out, format_args!("<details>\n<summary>{} findings hold</summary>\n", held.len()));
+        finding_rows(out, &held);
+        out.push_str("</details>\n");
+    }
+}
+
+fn finding_rows(out: &mut String, findings: &[(Option<f64>, &Finding)]) {
+    out.push_str("<table class=\"findings\">\n");
+    for (percent, finding) in findings {
         let (class, mark) = if finding.holds { ("good", "holds") } else { ("bad", "fails") };
         let step = percent.map_or_else(String::new, |p| format!("{p} %: "));
         let (check, statement) = (finding.check, escape(&finding.statement));

@@ -102,6 +102,9 @@ fn message(shared: &Shared, watched: Option<&str>) -> String {
     let live = &shared.live;
     let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
     let mut text = format!("{} requests", grouped(load(&live.requests)));
+    if let Some(percent) = shared.step() {
+        text.push_str(&format!(", step {percent} %"));
+    }
     let visits = load(&live.visits);
     if let (Some(watched), 1..) = (watched, visits) {
         text.push_str(&format!(", {watched} {}", percent(load(&live.hits) as f64 / visits as f64)));

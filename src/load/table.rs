@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::outcome::{Counts, Latency, Outcome, Step, Verdict};
 use super::stats::Share;
-use super::verdict::{Finding, grouped};
+use super::verdict::grouped;
 
 /// The whole outcome as text, with its last line the verdict.
 #[must_use]
@@ -53,10 +53,10 @@ fn write(out: &mut String, outcome: &Outcome) -> std::fmt::Result {
         writeln!(out, "{}", resolution.statement)?;
     }
     writeln!(out)?;
-    for step in &outcome.steps {
-        findings(out, &step.findings, &format!("{} %: ", step.percent))?;
+    step_findings(out, &outcome.steps)?;
+    for finding in &outcome.findings {
+        line(out, finding.holds, finding.check, &finding.statement)?;
     }
-    findings(out, &outcome.findings, "")?;
     match outcome.verdict {
         Verdict::Holds => writeln!(out, "PASS: everything that was expected holds"),
         Verdict::Measured => writeln!(out, "PASS: nothing went wrong; no share was expected (--expect canary=10%)"),
@@ -69,13 +69,35 @@ fn whole(value: f64) -> u64 {
     value.round() as u64
 }
 
-fn findings(out: &mut String, findings: &[Finding], prefix: &str) -> std::fmt::Result {
-    for finding in findings {
-        let mark = if finding.holds { "holds " } else { "FAILS " };
-        writeln!(out, "{mark}{:<10}{prefix}{}", finding.check, finding.statement)?;
+fn line(out: &mut String, holds: bool, check: &str, statement: &str) -> std::fmt::Result {
+    writeln!(out, "{} {check:<9} {statement}", if holds { "holds" } else { "FAILS" })
+}
+
+/// What fails, step by step; of what holds, how often.
+fn step_findings(out: &mut String, steps: &[Step]) -> std::fmt::Result {
+    let all = || steps.iter().flat_map(|s| s.findings.iter().map(move |f| (s.percent, f)));
+    for (percent, finding) in all().filter(|(_, f)| !f.holds) {
+        line(out, false, finding.check, &format!("at {percent} %: {}", finding.statement))?;
+    }
+    for (check, what) in STEP_CHECKS {
+        let count = all().filter(|(_, f)| f.check == check).count();
+        let held = all().filter(|(_, f)| f.check == check && f.holds).count();
+        if held > 0 {
+            line(out, true, check, &format!("in {held} of {count} steps: {what}"))?;
+        }
     }
     Ok(())
 }
+
+/// In the order of reading.
+const STEP_CHECKS: [(&str, &str); 6] = [
+    ("share", "the clients of the version are as many as its weight says"),
+    ("flips", "nobody saw two versions while the weights stood still"),
+    ("direction", "clients moved only as the change of the weight explains"),
+    ("movement", "no more clients moved than the share changed by"),
+    ("emptied", "at 0 % no request reached the version any more"),
+    ("errors", "requests failed no more than they may"),
+];
 
 fn versions(out: &mut String, counts: &Counts, clients: bool) -> std::fmt::Result {
     let mut header = vec!["version".to_owned()];
