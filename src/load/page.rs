@@ -204,7 +204,7 @@ fn errors(out: &mut String, total: &Counts) {
         out.push_str("<p>No request failed.</p>\n");
         return;
     }
-    out.push_str("<table>\n");
+    out.push_str("<table class=\"errors\">\n");
     row(out, "th", &["error", "count", "the first"].map(str::to_owned));
     for (kind, error) in &total.errors_by_kind {
         row(out, "td", &[kind.clone(), grouped(error.count), error.first.clone()]);

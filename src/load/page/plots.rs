@@ -107,7 +107,7 @@ fn percents(share: &f64) -> String {
 }
 
 fn plain(value: &f64) -> String {
-    format!("{value}")
+    format!("{}", (value * 100.0).round() / 100.0)
 }
 
 fn end(outcome: &Outcome) -> f64 {
@@ -223,7 +223,7 @@ pub(super) fn latencies(outcome: &Outcome) -> Result<String, Unplottable> {
             format!("{} %", text.trim_end_matches('0').trim_end_matches('.'))
         };
         let millis = |ms: &f64| format!("{} ms", (ms * 1000.0).round() / 1000.0);
-        mesh(&mut chart, Axis::new("requests answered within", &quantile, 7), Axis::new("latency", &millis, 6))?;
+        mesh(&mut chart, Axis::new("requests answered within", &quantile, 7), Axis::new("latency", &millis, 12))?;
         for (index, version) in versions {
             let points = version.latency_curve.iter().map(|(q, ms)| (1.0 / (1.0 - q), ms.max(low)));
             chart.draw_series(LineSeries::new(points, colour(index).stroke_width(2)))?;
