@@ -76,7 +76,6 @@ pub struct Drained {
 #[derive(Debug)]
 struct Open {
     asked: SocketAddr,
-    bound: SocketAddr,
     tls: Option<Tls>,
 }
 
@@ -123,9 +122,9 @@ pub fn start(loaded: Loaded, file: Option<PathBuf>) -> Result<Running, StartErro
     let mut addresses = Vec::new();
     for ((listener, tls), (name, bound)) in listener_configs.iter().zip(tls).zip(bound) {
         addresses.push((name.clone(), bound.address));
-        listeners.insert(name.clone(), Open { asked: listener.address, bound: bound.address, tls: tls.clone() });
+        info!(listener = %name, address = %bound.address, tls = tls.is_some(), "Listening.");
+        listeners.insert(name.clone(), Open { asked: listener.address, tls: tls.clone() });
         workers.listen(&name, bound, tls.as_ref());
-        info!(listener = %name, address = %listeners[&name].bound, tls = tls.is_some(), "Listening.");
     }
     let readiness = Readiness::new();
     readiness.reload_succeeded(SystemTime::now());
@@ -345,7 +344,7 @@ impl Supervisor {
                 Some(bound) => {
                     self.workers.close(name);
                     info!(listener = %name, address = %bound.address, tls = tls.is_some(), "Listening.");
-                    let open = Open { asked: listener.address, bound: bound.address, tls: tls.clone() };
+                    let open = Open { asked: listener.address, tls: tls.clone() };
                     self.workers.listen(name, bound, tls.as_ref());
                     self.listeners.insert(name.clone(), open);
                 }
@@ -393,7 +392,7 @@ impl Supervisor {
     }
 
     /// Not ready first, then no new connections, then none at all, or the deadline.
-    async fn drain(&mut self, with_delay: bool) -> Drained {
+    async fn drain(&self, with_delay: bool) -> Drained {
         let rules = self.control.snapshot().config.drain;
         let end = Instant::now() + rules.deadline;
         self.readiness.drain();

@@ -112,11 +112,11 @@ fn a_name_that_looks_like_a_number_stays_as_written() {
 #[test]
 fn durations_read_and_print() {
     for (text, millis) in [("500ms", 500), ("10s", 10_000), ("1h30m", 5_400_000), ("0s", 0), ("1m1ms", 60_001)] {
-        assert_eq!(scalar::duration(text), Ok(Duration::from_millis(millis)));
+        assert_eq!(duration(text), Ok(Duration::from_millis(millis)));
         assert_eq!(scalar::duration_text(Duration::from_millis(millis)), text);
     }
     for text in ["", "s", "10", "1.5s", "10 s", "1d", "-1s", "30m1h", "1s1s", "9999999999s", "1S"] {
-        assert!(scalar::duration(text).is_err(), "{text}");
+        assert!(duration(text).is_err(), "{text}");
     }
 }
 

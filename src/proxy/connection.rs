@@ -95,7 +95,6 @@ impl Seat {
     }
 
     /// While draining: when this connection is to be closed. Spread, so that not all clients reconnect at once.
-    #[expect(clippy::cast_possible_truncation, reason = "16 bits are kept")]
     pub(crate) fn closes_at(&self) -> Option<Instant> {
         let draining = self.registry.draining.get()?;
         // A number between 0 and 65535 that differs between neighbours.

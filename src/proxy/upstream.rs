@@ -37,7 +37,7 @@ pub(crate) struct Link {
 
 impl Link {
     /// Whether it is still open with nothing to read. Costs no system call: readiness is known from the event loop.
-    fn is_quiet(&mut self) -> bool {
+    fn is_quiet(&self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
         self.buffer.is_empty() && self.io.poll_read_ready(&mut cx).is_pending()
     }

@@ -41,6 +41,7 @@ pub(crate) struct Worker {
     pub(crate) registry: Rc<Registry>,
     reader: RefCell<Reader>,
     /// The reader's snapshot behind a count of this thread's own: requests of two workers don't fight for one line.
+    #[expect(clippy::redundant_allocation, reason = "the second count is the point")]
     current: RefCell<Rc<Arc<Snapshot>>>,
     log_config: Cell<config::AccessLog>,
     rolls: Cell<u64>,
@@ -73,6 +74,7 @@ impl Worker {
     }
 
     /// The current picture.
+    #[expect(clippy::redundant_allocation, reason = "the second count is the point")]
     pub(crate) fn snapshot(&self) -> Rc<Arc<Snapshot>> {
         let mut reader = self.reader.borrow_mut();
         let newest = reader.load();

@@ -35,6 +35,7 @@ pub struct Client {
 ///
 /// # Errors
 /// When the service is closed or has no usable endpoint where `whenEmpty` allows.
+#[expect(clippy::indexing_slicing, reason = "the policy's versions are the service's")]
 pub fn decide(service: &Service, pins: &Pins, client: Client, now: u64) -> Result<Decision, NoVersion> {
     let Affinity::ClientIp { prefix, timeout } = service.config.affinity else {
         return spread(service, client, now);
@@ -70,6 +71,7 @@ pub fn look(service: &Service, pin: Option<&Pin>, client: Client, now: u64) -> R
     }
 }
 
+#[expect(clippy::indexing_slicing, reason = "the policy's versions are the service's")]
 fn place(
     service: &Service,
     pin: Option<&Pin>,
@@ -91,6 +93,7 @@ fn place(
     Ok(Decision { version: choice.version, endpoint, why: choice.why })
 }
 
+#[expect(clippy::indexing_slicing, reason = "the policy's versions are the service's")]
 fn spread(service: &Service, client: Client, now: u64) -> Result<Decision, NoVersion> {
     let choice =
         service.policy.choose(Asker::Request(client.roll), client.forced, now, |v| is_usable(service, v, now))?;
