@@ -60,6 +60,8 @@ metrics! {
     HANDSHAKES Counter "perch_tls_handshakes_total" "Completed TLS handshakes.",
     ACCEPT_ERRORS Counter "perch_accept_errors_total" "Errors of accept(), such as no free file descriptor.",
     LOG_DROPPED Counter "perch_access_log_dropped_total" "Access log lines dropped because their reader was too slow or gone.",
+    KUBERNETES_EVENT_AGE Gauge "perch_kubernetes_last_event_age_seconds" "Since the API server last gave a sign of life on a watch, by resource; the oldest of its watches counts.",
+    KUBERNETES_SYNC_ERRORS Counter "perch_kubernetes_sync_errors_total" "Failed lists and watches, by reason.",
     BUILD Gauge "perch_build_info" "Always 1; the version is in the label.",
     CPU Counter "process_cpu_seconds_total" "User and system CPU time.",
     MEMORY Gauge "process_resident_memory_bytes" "Resident memory.",
@@ -373,6 +375,85 @@ pub fn rejected(reason: Reason) {
 /// An access log line was dropped.
 pub fn access_log_dropped() {
     DROPPED_LINES.increment(1);
+}
+
+/// Why a list or watch of the cluster failed. Kebab-case, equal in the log and the metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SyncError {
+    /// The API server can't be reached, or TLS fails.
+    Connect,
+    /// A stream broke off.
+    Cut,
+    /// 403: a Role is missing.
+    Forbidden,
+    /// Not what the API says.
+    Garbage,
+    /// 410: the place of a watch is forgotten; the cluster is listed anew.
+    Gone,
+    /// No kubeconfig, and not in a cluster.
+    NoCluster,
+    /// Another 4xx.
+    Refused,
+    /// 5xx.
+    ServerError,
+    /// Silent for too long.
+    Stalled,
+    /// 429.
+    Throttled,
+    /// 401: the token is not accepted.
+    Unauthorized,
+}
+
+impl SyncError {
+    pub const ALL: [Self; 11] = [
+        Self::Connect,
+        Self::Cut,
+        Self::Forbidden,
+        Self::Garbage,
+        Self::Gone,
+        Self::NoCluster,
+        Self::Refused,
+        Self::ServerError,
+        Self::Stalled,
+        Self::Throttled,
+        Self::Unauthorized,
+    ];
+
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Cut => "cut",
+            Self::Forbidden => "forbidden",
+            Self::Garbage => "garbage",
+            Self::Gone => "gone",
+            Self::NoCluster => "no-cluster",
+            Self::Refused => "refused",
+            Self::ServerError => "server-error",
+            Self::Stalled => "stalled",
+            Self::Throttled => "throttled",
+            Self::Unauthorized => "unauthorized",
+        }
+    }
+}
+
+static SYNC_ERRORS: LazyLock<[Counter; SyncError::ALL.len()]> =
+    LazyLock::new(|| SyncError::ALL.map(|e| counter(KUBERNETES_SYNC_ERRORS, &[("reason", e.as_str())])));
+
+/// Makes the counters of the cluster's watches exist, at 0; without a cluster they are not shown.
+pub fn kubernetes_start() {
+    LazyLock::force(&SYNC_ERRORS);
+}
+
+/// A list or watch failed.
+#[expect(clippy::indexing_slicing, reason = "one counter per variant")]
+pub fn kubernetes_sync_error(reason: SyncError) {
+    SYNC_ERRORS[reason as usize].increment(1);
+}
+
+/// Since the oldest watch of a resource gave a sign of life.
+pub fn kubernetes_event_age(resource: &str, age: std::time::Duration) {
+    gauge(KUBERNETES_EVENT_AGE, &[("resource", resource)]).set(age.as_secs_f64());
 }
 
 /// Listener -> certificate name -> its end, in seconds since 1970. Written on reload, read on a scrape; never held

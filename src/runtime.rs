@@ -23,7 +23,7 @@ use crate::admin::{self, AdminState};
 use crate::config::{self, Config, Invalid, Loaded, Problem};
 use crate::control::file::FileWatch;
 use crate::control::writer::{Control, Writer};
-use crate::control::{checks, resolve};
+use crate::control::{checks, kubernetes, resolve};
 use crate::metrics;
 use crate::proxy::tls::Tls;
 use crate::proxy::worker::Shared;
@@ -84,6 +84,14 @@ struct Open {
 /// # Errors
 /// With every problem found; nothing listens then.
 pub fn start(loaded: Loaded, file: Option<PathBuf>) -> Result<Running, StartError> {
+    start_with(loaded, file, kubernetes::Options::default())
+}
+
+/// As [`start`], with a cluster to follow where the configuration says so.
+///
+/// # Errors
+/// See [`start`].
+pub fn start_with(loaded: Loaded, file: Option<PathBuf>, cluster: kubernetes::Options) -> Result<Running, StartError> {
     let Loaded { config, warnings, places } = loaded;
     for warning in warnings {
         warn!("{warning}");
@@ -106,7 +114,12 @@ pub fn start(loaded: Loaded, file: Option<PathBuf>) -> Result<Running, StartErro
         FileWatch::new(watched(&config, file.as_ref()))
     };
     let listener_configs = config.listeners.clone();
-    let (writer, control) = control_runtime.block_on(Writer::start(config, clock, pins.clone()))?;
+    let readiness = Readiness::new();
+    let known = cluster.cache.as_deref().map(kubernetes::cache::load).unwrap_or_default();
+    let first_picture = (kubernetes::is_needed(&config) && !kubernetes::suffices(&config, &known))
+        .then(|| readiness.wait_for("kubernetes"));
+    let (mut writer, control) = control_runtime.block_on(Writer::start(config, clock, pins.clone()))?;
+    writer.remember(known)?;
     metrics::start();
     let access_log = AccessLog::stdout()?;
     let shared = Arc::new(Shared {
@@ -126,7 +139,6 @@ pub fn start(loaded: Loaded, file: Option<PathBuf>) -> Result<Running, StartErro
         listeners.insert(name.clone(), Open { asked: listener.address, tls: tls.clone() });
         workers.listen(&name, bound, tls.as_ref());
     }
-    let readiness = Readiness::new();
     readiness.reload_succeeded(SystemTime::now());
     let state = AdminState {
         published: control.published().clone(),
@@ -147,7 +159,8 @@ pub fn start(loaded: Loaded, file: Option<PathBuf>) -> Result<Running, StartErro
             let tasks = [
                 tokio::spawn(writer.run()),
                 tokio::spawn(checks::run(control.clone())),
-                tokio::spawn(resolve::run(control)),
+                tokio::spawn(resolve::run(control.clone())),
+                tokio::spawn(kubernetes::run(control, cluster, clock, first_picture)),
             ];
             let admin = tokio::spawn(admin::serve(admin_socket, admin_state, stop.clone()));
             supervisor.run(receiver).await;

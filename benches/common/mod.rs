@@ -16,12 +16,14 @@ pub(crate) fn config(services: usize, endpoints: usize) -> Config {
         name: name.into(),
         weight: Weight::new(weight).expect("a weight"),
         endpoints: (0..endpoints).map(|n| EndpointAddress::Ip(address(service, part, n))).collect(),
+        kubernetes: None,
     };
     let service = |n: usize| Service {
         name: format!("service-{n}").into(),
         cohort: None,
         salt: None,
         affinity: Affinity::ClientIp { prefix: KeyPrefix::default(), timeout: Duration::from_secs(10_800) },
+        affinity_from: None,
         when_empty: WhenEmpty::Fallback,
         on_decrease: OnDecrease::Evict,
         overrides: None,

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
@@ -10,6 +11,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::INVALID_CONFIG;
 use crate::config;
+use crate::control::kubernetes;
 use crate::runtime::{self, Running, StartError};
 
 /// Run the proxy
@@ -28,6 +30,19 @@ pub struct Options {
     /// Once everything listens, write addresses and pid to this file as JSON
     #[arg(long, env = "PERCH_ANNOUNCE", value_name = "FILE")]
     announce: Option<PathBuf>,
+
+    /// The cluster to follow, where the configuration says `kubernetes`; default: KUBECONFIG, ~/.kube/config, or the
+    /// pod's ServiceAccount
+    #[arg(long, env = "PERCH_KUBECONFIG", value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+
+    /// Keep the cluster's last known endpoints in this file, to start with while the API server is away
+    #[arg(long, env = "PERCH_SNAPSHOT_CACHE", value_name = "FILE")]
+    snapshot_cache: Option<PathBuf>,
+
+    /// How long a watch of the cluster lasts; a server that falls silent is noticed 10 s after that
+    #[arg(long, env = "PERCH_WATCH_TIMEOUT", value_name = "DURATION", value_parser = watch_timeout, default_value = "60s")]
+    watch_timeout: Duration,
 
     /// How perch's own log looks (standard error); requests are logged to standard output as accessLog says
     #[arg(long, env = "PERCH_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
@@ -58,7 +73,12 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         Ok(loaded) => loaded,
         Err(invalid) => return Ok(refuse(&invalid)),
     };
-    let running = match runtime::start(loaded, Some(options.config.clone())) {
+    let cluster = kubernetes::Options {
+        kubeconfig: options.kubeconfig.clone(),
+        cache: options.snapshot_cache.clone(),
+        watch: options.watch_timeout,
+    };
+    let running = match runtime::start_with(loaded, Some(options.config.clone()), cluster) {
         Ok(running) => running,
         Err(StartError::Invalid(invalid)) => return Ok(refuse(&invalid)),
         Err(error) => return Err(error.into()),
@@ -73,6 +93,14 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         }
         follow(&running, signals).await
     })
+}
+
+/// The API server counts it in whole seconds, and caps it at an hour or so.
+fn watch_timeout(text: &str) -> Result<Duration, String> {
+    match config::duration(text)? {
+        duration if (1..=3_600).contains(&duration.as_secs()) => Ok(duration),
+        _ => Err("not from 1s to 1h".into()),
+    }
 }
 
 fn refuse(invalid: &config::Invalid) -> ExitCode {

@@ -317,6 +317,22 @@ impl<'a> Map<'a> {
         Some(self.node.child(key_path(&self.node.path, key), entry.line, &entry.value))
     }
 
+    /// A problem of the map as a whole.
+    pub(super) fn problem(&self, message: impl Into<String>) {
+        self.node.problem(message);
+    }
+
+    /// All keys, whatever they are called: a map of the user's own words.
+    pub(super) fn drain(&mut self) -> Vec<(String, Node<'a>)> {
+        let mut left: Vec<_> = std::mem::take(&mut self.entries).into_iter().collect();
+        left.sort_by_key(|(key, entry)| (entry.line, *key));
+        left.into_iter()
+            .map(|(key, entry)| {
+                (key.to_owned(), self.node.child(key_path(&self.node.path, key), entry.line, &entry.value))
+            })
+            .collect()
+    }
+
     /// A key that must be there.
     pub(super) fn need(&mut self, key: &'static str, wanted: &str) -> Option<Node<'a>> {
         let node = self.take(key);

@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::model::{
-    Affinity, Config, HealthCheck, Listener, LogFormat, OnDecrease, PathMatch, Route, Secret, Service, TlsVersion,
-    Version,
+    Affinity, Config, HealthCheck, KubernetesPort, Listener, LogFormat, OnDecrease, PathMatch, Route, Secret, Service,
+    TlsVersion, Version,
 };
 use super::scalar::duration_text;
 use crate::decide::WhenEmpty;
@@ -134,9 +134,16 @@ fn route(route: &Route, config: &Config) -> Value {
 
 fn service(service: &Service) -> Value {
     let t = &service.timeouts;
-    let affinity = match service.affinity {
-        Affinity::None => json!("None"),
-        Affinity::ClientIp { prefix, timeout } => json!({
+    let affinity = match (service.affinity, &service.affinity_from) {
+        (Affinity::ClientIp { prefix, .. }, Some(from)) => object([
+            ("from", some("service")),
+            ("service", some(&*from.name)),
+            ("namespace", from.namespace.as_deref().map(Value::from)),
+            ("ipv4Prefix", some(prefix.v4())),
+            ("ipv6Prefix", some(prefix.v6())),
+        ]),
+        (Affinity::None, _) => json!("None"),
+        (Affinity::ClientIp { prefix, timeout }, None) => json!({
             "type": "ClientIP",
             "timeoutSeconds": timeout.as_secs(),
             "ipv4Prefix": prefix.v4(),
@@ -211,7 +218,26 @@ fn health(check: &HealthCheck) -> Value {
 }
 
 fn version(version: &Version) -> Value {
-    json!({ "name": &*version.name, "weight": number(version.weight.value()), "endpoints": texts(&version.endpoints) })
+    let kubernetes = version.kubernetes.as_ref().map(|source| {
+        object([
+            ("service", some(&*source.service.name)),
+            (
+                "port",
+                some(match &source.port {
+                    KubernetesPort::Name(name) => Value::from(&**name),
+                    KubernetesPort::Number(number) => (*number).into(),
+                }),
+            ),
+            ("namespace", source.service.namespace.as_deref().map(Value::from)),
+            ("podLabels", (!source.pod_labels.is_empty()).then(|| json!(source.pod_labels))),
+        ])
+    });
+    object([
+        ("name", some(&*version.name)),
+        ("weight", some(number(version.weight.value()))),
+        ("endpoints", kubernetes.is_none().then(|| texts(&version.endpoints))),
+        ("kubernetes", kubernetes),
+    ])
 }
 
 /// 90, not 90.0.

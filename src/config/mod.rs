@@ -13,6 +13,7 @@ mod decode;
 mod defaults;
 mod dump;
 mod file;
+mod kubernetes;
 mod listeners;
 pub mod model;
 mod problem;

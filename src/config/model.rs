@@ -1,5 +1,6 @@
 //! The valid configuration, as the rest of perch sees it. `config/perch.yaml` documents each key for people.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,8 +8,10 @@ use std::time::Duration;
 
 use http::header::HeaderName;
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 pub use crate::decide::route::{Hostname, PathMatch};
+pub use crate::decide::slices::Port as KubernetesPort;
 use crate::decide::{KeyPrefix, Weight, WhenEmpty};
 
 /// Everything.
@@ -186,6 +189,8 @@ pub struct Service {
     /// Mixed into the cohort hash.
     pub salt: Option<Secret>,
     pub affinity: Affinity,
+    /// A Service in Kubernetes that says what `affinity` is; until it was read, `affinity` holds.
+    pub affinity_from: Option<KubernetesService>,
     pub when_empty: WhenEmpty,
     pub on_decrease: OnDecrease,
     pub overrides: Option<Overrides>,
@@ -289,7 +294,26 @@ pub struct Ejection {
 pub struct Version {
     pub name: Arc<str>,
     pub weight: Weight,
+    /// Empty when `kubernetes` says where they come from.
     pub endpoints: Vec<EndpointAddress>,
+    pub kubernetes: Option<KubernetesSource>,
+}
+
+/// Endpoints that follow a Service of a cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct KubernetesSource {
+    pub service: KubernetesService,
+    pub port: KubernetesPort,
+    /// Only endpoints whose pod has all of these labels; empty: all of them, and pods are not asked for.
+    pub pod_labels: BTreeMap<String, String>,
+}
+
+/// A Service of a cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct KubernetesService {
+    /// `None`: perch's own.
+    pub namespace: Option<String>,
+    pub name: String,
 }
 
 /// `ip:port` or `name:port`.
@@ -310,5 +334,26 @@ impl std::fmt::Display for EndpointAddress {
             Self::Ip(address) => address.fmt(f),
             Self::Name { host, port } => write!(f, "{host}:{port}"),
         }
+    }
+}
+
+impl std::fmt::Display for KubernetesService {
+    /// `hello`, or `other/hello`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.namespace {
+            Some(namespace) => write!(f, "{namespace}/{}", self.name),
+            None => f.write_str(&self.name),
+        }
+    }
+}
+
+impl std::fmt::Display for KubernetesSource {
+    /// `Service hello, port http, pods track=canary`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Service {}, port {}", self.service, self.port)?;
+        for (at, (key, value)) in self.pod_labels.iter().enumerate() {
+            write!(f, "{}{key}={value}", if at == 0 { ", pods " } else { "," })?;
+        }
+        Ok(())
     }
 }

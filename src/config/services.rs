@@ -9,10 +9,11 @@ use http::header::{self, HeaderName};
 use super::decode::Node;
 use super::defaults;
 use super::file::{Named, Names, TIMEOUT, unique_name};
+use super::kubernetes;
 use super::listeners::all_networks;
 use super::model::{
-    Affinity, Ejection, EndpointAddress, HealthCheck, OnDecrease, Overrides, Retries, Secret, Service, ServiceTimeouts,
-    Version,
+    Affinity, Ejection, EndpointAddress, HealthCheck, KubernetesService, OnDecrease, Overrides, Retries, Secret,
+    Service, ServiceTimeouts, Version,
 };
 use super::scalar::{self, shown};
 use crate::decide::{KeyPrefix, Weight, WhenEmpty};
@@ -41,7 +42,8 @@ fn service(node: &Node<'_>, names: &mut Names) -> Option<(Option<String>, Option
     let name = unique_name(&mut map, names);
     let closed = map.boolean("closed", false);
     let versions = map.need("versions", "a list of versions").and_then(|n| versions(&n, closed));
-    let affinity = map.take("affinity").and_then(|n| affinity(&n)).unwrap_or_default();
+    let (affinity, affinity_from) =
+        map.take("affinity").and_then(|n| affinity(&n, versions.as_deref())).unwrap_or_default();
     let decrease = map.take("onDecrease");
     let on_decrease = decrease.as_ref().and_then(on_decrease).unwrap_or(OnDecrease::Evict);
     if let (Some(node), Affinity::None, OnDecrease::Drain { .. } | OnDecrease::Freeze) =
@@ -56,6 +58,7 @@ fn service(node: &Node<'_>, names: &mut Names) -> Option<(Option<String>, Option
         cohort: map.take("cohort").and_then(|n| n.name()),
         salt: map.take("salt").and_then(|n| n.text("any text")).map(Secret),
         affinity,
+        affinity_from,
         when_empty: map.take("whenEmpty").and_then(|n| n.word(&when_empty)).unwrap_or_default(),
         on_decrease,
         overrides,
@@ -117,10 +120,24 @@ fn version(
         None if only => Weight::new(1.0),
         None => None,
     };
-    let nodes = map.need("endpoints", "a list such as [\"10.0.0.7:80\"]").and_then(|n| n.list(ENDPOINTS));
+    let (listed, kubernetes) = (map.take("endpoints"), map.take("kubernetes"));
     map.finish();
+    match (&listed, &kubernetes) {
+        (None, None) => {
+            node.problem("has no endpoints; write endpoints, a list such as [\"10.0.0.7:80\"], or kubernetes")
+        }
+        (Some(_), Some(node)) => node.problem("stands beside endpoints; write one of the two"),
+        (Some(_), None) | (None, Some(_)) => {}
+    }
+    let nodes = listed.and_then(|n| n.list(ENDPOINTS));
+    if let Some(node) = &kubernetes {
+        let kubernetes = kubernetes::source(node);
+        let version =
+            Version { name: Arc::from(name?), weight: weight?, endpoints: Vec::new(), kubernetes: Some(kubernetes?) };
+        return nodes.is_none().then_some(version);
+    }
     let endpoints = nodes.as_deref().map(|nodes| endpoints(nodes, owners));
-    let version = Version { name: Arc::from(name?), weight: weight?, endpoints: endpoints? };
+    let version = Version { name: Arc::from(name?), weight: weight?, endpoints: endpoints?, kubernetes: None };
     if nodes.is_some_and(|nodes| nodes.is_empty()) && !version.weight.is_zero() {
         node.warn("has weight but no endpoints: its clients get what whenEmpty says; write endpoints, or weight: 0");
     }
@@ -156,15 +173,25 @@ fn endpoints(nodes: &[Node<'_>], owners: &mut HashMap<EndpointAddress, usize>) -
     endpoints
 }
 
-fn affinity(node: &Node<'_>) -> Option<Affinity> {
+/// What it is, and the Service that says it, if one does.
+fn affinity(node: &Node<'_>, versions: Option<&[Version]>) -> Option<(Affinity, Option<KubernetesService>)> {
     let default = KeyPrefix::default();
     let with = |timeout, prefix| Affinity::ClientIp { prefix, timeout: Duration::from_secs(timeout) };
     let types = [("ClientIP", true), ("None", false)];
     if node.is_scalar() {
         let by_client = node.word(&types)?;
-        return Some(if by_client { with(defaults::AFFINITY_SECONDS, default) } else { Affinity::None });
+        return Some((if by_client { with(defaults::AFFINITY_SECONDS, default) } else { Affinity::None }, None));
     }
     let mut map = node.map()?;
+    let from = map.take("from").is_some_and(|n| n.word(&[("service", ())]).is_some());
+    if from {
+        let [v4, v6] = ["ipv4Prefix", "ipv6Prefix"].map(|key| map.take(key));
+        let service = kubernetes::affinity_service(&mut map, versions);
+        map.finish();
+        let v4 = v4.and_then(|n| n.integer(1..=32)).unwrap_or(default.v4());
+        let v6 = v6.and_then(|n| n.integer(1..=128)).unwrap_or(default.v6());
+        return Some((with(defaults::AFFINITY_SECONDS, KeyPrefix::new(v4, v6)?), Some(service?)));
+    }
     let by_client = map.take("type").and_then(|n| n.word(&types)).unwrap_or(true);
     let keys = ["timeoutSeconds", "ipv4Prefix", "ipv6Prefix"].map(|key| map.take(key));
     if !by_client {
@@ -172,14 +199,14 @@ fn affinity(node: &Node<'_>) -> Option<Affinity> {
             node.problem("is for ClientIP only, and the type is None; remove it");
         }
         map.finish();
-        return Some(Affinity::None);
+        return Some((Affinity::None, None));
     }
     let [timeout, v4, v6] = keys;
     let timeout = timeout.and_then(|n| n.integer(1..=86_400)).unwrap_or(defaults::AFFINITY_SECONDS);
     let v4 = v4.and_then(|n| n.integer(1..=32)).unwrap_or(default.v4());
     let v6 = v6.and_then(|n| n.integer(1..=128)).unwrap_or(default.v6());
     map.finish();
-    Some(with(timeout, KeyPrefix::new(v4, v6)?))
+    Some((with(timeout, KeyPrefix::new(v4, v6)?), None))
 }
 
 fn on_decrease(node: &Node<'_>) -> Option<OnDecrease> {

@@ -4,6 +4,7 @@
 
 pub mod checks;
 pub mod file;
+pub mod kubernetes;
 pub mod resolve;
 pub mod writer;
 

@@ -1,9 +1,9 @@
 //! The single writer: the one task that changes the model and publishes snapshots. Not Clone; everybody else has a
 //! [`Control`], which is. One snapshot, one swap, one generation.
 //!
-//! Who waits for an answer (a configuration, a weight) is published at once. What comes by itself (resolved names)
-//! settles first: 20 ms after the last change, at most 200 ms after the first. A build that fails keeps the last good
-//! snapshot. The writer also keeps house: it sweeps pins and ends drains.
+//! Who waits for an answer (a configuration, a weight) is published at once. What comes by itself (resolved names, news
+//! of a cluster) settles first: 20 ms after the last change, at most 200 ms after the first, and at most ten times a
+//! second. A build that fails keeps the last good snapshot. The writer also keeps house: it sweeps pins and ends drains.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -18,16 +18,19 @@ use super::resolve;
 use crate::config::{Affinity, Config};
 use crate::metrics::TICK;
 use crate::state::clock::Clock;
-use crate::state::model::{BuildError, HostPort, Model, Names, WeightChange, WeightError};
+use crate::state::model::{BuildError, ClusterNews, HostPort, Model, Names, WeightChange, WeightError};
 use crate::state::pins::Pins;
 use crate::state::publish::Published;
-use crate::state::snapshot::{ServiceId, Snapshot};
+use crate::state::snapshot::{EndpointId, ServiceId, Snapshot};
 
 /// Without a further change for so long, changes are published.
 const SETTLE: Duration = Duration::from_millis(20);
 
 /// So long after the first change they are published in any case.
 const SETTLE_AT_MOST: Duration = Duration::from_millis(200);
+
+/// Between publications of what comes by itself.
+const PACE: Duration = Duration::from_millis(100);
 
 /// From the publication of a snapshot without an endpoint until that is marked gone. A request that decides on the
 /// snapshot before takes microseconds; the rest is for a thread that lost its core.
@@ -58,6 +61,10 @@ pub struct Writer {
     generation: watch::Sender<u64>,
     /// First and last change that isn't published yet.
     unpublished: Option<(Instant, Instant)>,
+    /// When what came by itself was last published.
+    rebuilt: Option<Instant>,
+    /// When the endpoints that a cluster calls draining are marked so.
+    draining_due: Option<Instant>,
     /// A build failed for a drain's end: retried with the next tick, not at once for ever.
     is_stuck: bool,
     /// Services that pins were told the timeout of.
@@ -69,6 +76,7 @@ pub struct Writer {
 enum Command {
     Configure { config: Box<Config>, names: Names, answer: oneshot::Sender<Result<Arc<Snapshot>, BuildError>> },
     Resolved { name: HostPort, addresses: Vec<SocketAddr> },
+    Discovered { news: ClusterNews, answer: Option<oneshot::Sender<()>> },
     SetWeights { change: WeightChange, who: String, answer: oneshot::Sender<Result<Arc<Snapshot>, WeightError>> },
 }
 
@@ -114,6 +122,24 @@ impl Control {
     /// When perch is stopping.
     pub async fn resolved(&self, name: HostPort, addresses: Vec<SocketAddr>) -> Result<(), ControlError> {
         self.send(Command::Resolved { name, addresses }).await
+    }
+
+    /// What a cluster says now.
+    ///
+    /// # Errors
+    /// When perch is stopping.
+    pub async fn discovered(&self, news: ClusterNews) -> Result<(), ControlError> {
+        self.send(Command::Discovered { news, answer: None }).await
+    }
+
+    /// As [`Self::discovered`], published when it returns.
+    ///
+    /// # Errors
+    /// When perch is stopping.
+    pub async fn discovered_now(&self, news: ClusterNews) -> Result<(), ControlError> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Command::Discovered { news, answer: Some(answer) }).await?;
+        answered.await.map_err(|_| ControlError::Stopped)
     }
 
     /// The current snapshot.
@@ -166,6 +192,8 @@ impl Writer {
             commands,
             generation,
             unpublished: None,
+            rebuilt: None,
+            draining_due: None,
             is_stuck: false,
             remembered: HashSet::new(),
             ticks: 0,
@@ -174,18 +202,34 @@ impl Writer {
         Ok((writer, control))
     }
 
+    /// What was known of a cluster when perch last ran, before anybody sees the first snapshot.
+    ///
+    /// # Errors
+    /// See [`BuildError`].
+    pub fn remember(&mut self, news: ClusterNews) -> Result<(), BuildError> {
+        if self.model.discover(news) {
+            self.model.rebuild(self.clock.now())?;
+            self.publish();
+        }
+        Ok(())
+    }
+
     /// Works until the last [`Control`] is dropped.
     pub async fn run(mut self) {
         let mut second = interval(Duration::from_secs(1));
         second.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let settled = self.unpublished.map(|(first, last)| (last + SETTLE).min(first + SETTLE_AT_MOST));
+            let settled = self.unpublished.map(|(first, last)| {
+                let calm = (last + SETTLE).min(first + SETTLE_AT_MOST);
+                self.rebuilt.map_or(calm, |rebuilt| calm.max(rebuilt + PACE))
+            });
             let drained = self
                 .model
                 .next_deadline()
                 .filter(|_| !self.is_stuck)
                 .map(|deadline| Instant::now() + Duration::from_millis(deadline.saturating_sub(self.clock.now())));
             let due = [settled, drained].into_iter().flatten().min();
+            let draining = self.draining_due;
             tokio::select! {
                 // A burst is one snapshot: commands first, unless what came before them has waited long enough.
                 biased;
@@ -197,6 +241,7 @@ impl Writer {
                     None => return,
                 },
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.rebuild(),
+                () = sleep_until(draining.unwrap_or_else(Instant::now)), if draining.is_some() => self.mark_draining(),
                 _ = second.tick() => self.keep_house(),
             }
         }
@@ -214,8 +259,18 @@ impl Writer {
             Command::Resolved { name, addresses } => {
                 debug!(host = name.0, port = name.1, ?addresses, "Name resolved.");
                 if self.model.resolve(name, addresses) {
-                    let now = Instant::now();
-                    self.unpublished = Some((self.unpublished.map_or(now, |(first, _)| first), now));
+                    self.settle();
+                }
+            }
+            Command::Discovered { news, answer } => {
+                if self.model.discover(news) {
+                    self.settle();
+                }
+                if let Some(answer) = answer {
+                    if self.unpublished.is_some() {
+                        self.rebuild();
+                    }
+                    tell(answer, ());
                 }
             }
             Command::SetWeights { change, who, answer } => {
@@ -235,6 +290,12 @@ impl Writer {
         }
     }
 
+    /// Something came by itself.
+    fn settle(&mut self) {
+        let now = Instant::now();
+        self.unpublished = Some((self.unpublished.map_or(now, |(first, _)| first), now));
+    }
+
     fn shown_weights(&self, service: &str) -> String {
         let services = &self.model.snapshot().services;
         let Some(split) = services.iter().find(|s| *s.name == *service).map(|s| &s.policy.split) else {
@@ -247,6 +308,7 @@ impl Writer {
     /// Of what came by itself.
     fn rebuild(&mut self) {
         self.unpublished = None;
+        self.rebuilt = Some(Instant::now());
         match self.model.rebuild(self.clock.now()) {
             Ok(()) => self.publish(),
             Err(error) => {
@@ -260,7 +322,13 @@ impl Writer {
         let snapshot = self.model.snapshot().clone();
         self.unpublished = None;
         self.is_stuck = false;
+        let draining: HashSet<EndpointId> = self.model.draining().iter().map(|e| e.id).collect();
+        let all = snapshot.services.iter().flat_map(|s| &s.versions).flat_map(|v| &v.endpoints);
+        // Before anybody can see it: the one that comes back may be the only one.
+        all.filter(|e| !draining.contains(&e.id)).for_each(|e| e.health.set_draining(false));
         self.published.store(snapshot.clone());
+        // After everybody has: whoever still decides on the picture before may have no other.
+        self.draining_due = (!draining.is_empty()).then(|| Instant::now() + GRACE);
         let leaving = self.model.take_leaving();
         if !leaving.is_empty() {
             tokio::spawn(async move {
@@ -282,6 +350,11 @@ impl Writer {
             snapshot.services.iter().flat_map(|s| &s.versions).map(|version| version.endpoints.len()).sum();
         info!(generation = snapshot.generation, services = snapshot.services.len(), endpoints, "Published snapshot.");
         self.generation.send_replace(snapshot.generation);
+    }
+
+    fn mark_draining(&mut self) {
+        self.draining_due = None;
+        self.model.draining().iter().for_each(|endpoint| endpoint.health.set_draining(true));
     }
 
     /// Once a second.

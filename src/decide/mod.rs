@@ -12,6 +12,7 @@ pub mod fields;
 pub mod proxy_protocol;
 pub mod reweigh;
 pub mod route;
+pub mod slices;
 pub mod split;
 pub mod target;
 

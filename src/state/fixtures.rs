@@ -26,6 +26,7 @@ pub(crate) fn service(name: &str, versions: &[(&str, f64, &[&str])]) -> ServiceC
         cohort: None,
         salt: None,
         affinity: Affinity::ClientIp { prefix: KeyPrefix::default(), timeout: Duration::from_secs(10_800) },
+        affinity_from: None,
         when_empty: WhenEmpty::Fallback,
         on_decrease: OnDecrease::Evict,
         overrides: None,
@@ -40,6 +41,7 @@ pub(crate) fn service(name: &str, versions: &[(&str, f64, &[&str])]) -> ServiceC
                 name: (*name).into(),
                 weight: Weight::new(*weight).unwrap(),
                 endpoints: endpoints.iter().map(|e| address(e)).collect(),
+                kubernetes: None,
             })
             .collect(),
     }

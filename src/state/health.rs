@@ -157,6 +157,10 @@ impl Health {
     }
 
     fn set(&self, flag: u8, on: bool) {
+        // A load first: in the usual case nobody writes to a line that every worker reads.
+        if (self.out.load(Ordering::Relaxed) & flag != 0) == on {
+            return;
+        }
         if on {
             self.out.fetch_or(flag, Ordering::Relaxed);
         } else {

@@ -9,6 +9,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
+use self::cluster::Cluster;
+pub use self::cluster::ClusterNews;
 use self::holds::next_holds;
 use super::health::{Health, RetryBudget};
 use super::snapshot::{Endpoint, EndpointId, Listener, Service, ServiceId, Snapshot, Version, VersionId};
@@ -19,6 +21,7 @@ use crate::decide::route::RouteTable;
 use crate::decide::{Policy, Salt, Split, Weight};
 use crate::metrics::{ServiceMetrics, VersionMetrics};
 
+mod cluster;
 mod holds;
 
 /// A name to resolve: host and port.
@@ -34,6 +37,7 @@ pub struct Model {
     /// Weights set at run time, in the order of the file's versions. They win until the file's change.
     weights: HashMap<Arc<str>, Vec<Weight>>,
     names: Names,
+    cluster: Cluster,
     identities: Identities,
     /// The generation that last moved clients of a service: what compare-and-set compares with.
     moved_at: HashMap<ServiceId, u64>,
@@ -116,6 +120,7 @@ impl Model {
             last: Arc::new(nothing),
             weights: HashMap::new(),
             names,
+            cluster: Cluster::default(),
             identities: Identities::default(),
             moved_at: HashMap::new(),
             leaving: Vec::new(),
@@ -147,6 +152,7 @@ impl Model {
         self.build(Arc::new(config), weights, None, now)?;
         let used: HashSet<HostPort> = self.last.config.host_ports().collect();
         self.names.retain(|name, _| used.contains(name));
+        self.cluster.forget_unused(&self.last.config);
         Ok(())
     }
 
@@ -187,6 +193,17 @@ impl Model {
         }
         self.names.insert(name, addresses);
         true
+    }
+
+    /// What a cluster says. True when that is new; the next build uses it.
+    pub fn discover(&mut self, news: ClusterNews) -> bool {
+        self.cluster.learn(news)
+    }
+
+    /// Endpoints of the last snapshot that finish what they have, by the cluster's word.
+    #[must_use]
+    pub fn draining(&self) -> Vec<Arc<Endpoint>> {
+        self.cluster.draining(&self.last)
     }
 
     /// Endpoints that the last builds left out. To be marked gone, but only some time after the snapshot without them
@@ -232,12 +249,14 @@ impl Model {
         let mut services = Vec::with_capacity(config.services.len());
         for service in &config.services {
             let rule = rule.as_ref().filter(|(name, _)| *name == service.name).map(|(_, rule)| *rule);
+            let service = self.cluster.with_affinity(service);
             let next = ServiceBuild {
-                config: service,
+                config: &service,
                 weights: weights.get(&service.name),
                 rule: rule.unwrap_or(service.on_decrease),
                 before: before.get(&*service.name).copied(),
                 names: &self.names,
+                cluster: &self.cluster,
                 now,
             };
             services.push(next.build(&mut self.identities)?);
@@ -303,6 +322,7 @@ struct ServiceBuild<'a> {
     rule: OnDecrease,
     before: Option<&'a Arc<Service>>,
     names: &'a Names,
+    cluster: &'a Cluster,
     now: u64,
 }
 
@@ -363,20 +383,26 @@ impl ServiceBuild<'_> {
         before: Option<&Version>,
         identities: &mut Identities,
     ) -> Result<Vec<Arc<Endpoint>>, BuildError> {
-        let known: HashMap<SocketAddr, &Arc<Endpoint>> =
-            before.into_iter().flat_map(|v| &v.endpoints).map(|e| (e.address, e)).collect();
+        let found = version.kubernetes.as_ref().map(|source| self.cluster.endpoints(source));
+        if let Some(None) = found {
+            // Nobody has asked the cluster yet: what was there before is the best guess.
+            return Ok(before.map(|v| v.endpoints.clone()).unwrap_or_default());
+        }
+        let known: HashMap<(SocketAddr, Option<&str>), &Arc<Endpoint>> =
+            before.into_iter().flat_map(|v| &v.endpoints).map(|e| ((e.address, e.pod.as_deref()), e)).collect();
         let mut seen = HashSet::with_capacity(version.endpoints.len());
         let mut endpoints = Vec::with_capacity(version.endpoints.len());
-        let mut add = |address: SocketAddr, name: &dyn Fn() -> String| {
+        let mut add = |address: SocketAddr, pod: Option<&Arc<str>>, name: &dyn Fn() -> String| {
             // Two names of one address are one endpoint.
             if !seen.insert(address) {
                 return Ok(());
             }
-            endpoints.push(match known.get(&address) {
+            endpoints.push(match known.get(&(address, pod.map(|p| &**p))) {
                 Some(known) => Arc::clone(known),
                 None => Arc::new(Endpoint {
                     id: identities.endpoint()?,
                     address,
+                    pod: pod.cloned(),
                     name: name().into(),
                     // The address, not the name: two addresses of one name are two endpoints.
                     seed: endpoint_seed(&address.to_string()),
@@ -386,13 +412,16 @@ impl ServiceBuild<'_> {
             });
             Ok(())
         };
+        for found in found.flatten().into_iter().flatten() {
+            add(found.address, found.pod.as_ref(), &|| found.address.to_string())?;
+        }
         for endpoint in &version.endpoints {
             match endpoint {
-                EndpointAddress::Ip(address) => add(*address, &|| address.to_string())?,
+                EndpointAddress::Ip(address) => add(*address, None, &|| address.to_string())?,
                 EndpointAddress::Name { host, port } => {
                     let addresses = self.names.get(&(host.clone(), *port));
                     for address in addresses.into_iter().flatten() {
-                        add(*address, &|| format!("{host}:{port}"))?;
+                        add(*address, None, &|| format!("{host}:{port}"))?;
                     }
                 }
             }

@@ -110,6 +110,7 @@ impl Pins {
         let nowhere = Endpoint {
             id: EndpointId(u32::MAX),
             address: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+            pod: None,
             name: "gone".into(),
             seed: 0,
             in_flight: AtomicU32::new(0),

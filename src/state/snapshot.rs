@@ -76,6 +76,8 @@ pub struct Version {
 pub struct Endpoint {
     pub id: EndpointId,
     pub address: SocketAddr,
+    /// The uid of the pod in Kubernetes that has the address, if one has.
+    pub pod: Option<Arc<str>>,
     /// What the config calls it (`10.0.0.7:80`, `hello.example:80`).
     pub name: Arc<str>,
     /// [`crate::decide::choose::endpoint_seed`] of its identity.

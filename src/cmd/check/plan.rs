@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::config::{self, Affinity, Config, EndpointAddress, Listener, OnDecrease, Service, TlsVersion};
+use crate::config::{self, Affinity, Config, Listener, OnDecrease, Service, TlsVersion, Version};
 use crate::decide::route::{RouteTable, Rule};
 use crate::decide::{Salt, Split, WhenEmpty};
 
@@ -100,7 +100,7 @@ pub(super) fn text(config: &Config, style: &Style) -> String {
         let split = split(service);
         let mut rows = vec![["VERSION", "WEIGHT", "SHARE", "ENDPOINTS"].map(str::to_owned).to_vec()];
         rows.extend(service.versions.iter().enumerate().map(|(i, v)| {
-            vec![v.name.to_string(), v.weight.value().to_string(), percent(split.share(i)), endpoints(&v.endpoints)]
+            vec![v.name.to_string(), v.weight.value().to_string(), percent(split.share(i)), endpoints(v)]
         }));
         table(&rows, 1).into_iter().for_each(&mut line);
     }
@@ -166,9 +166,12 @@ fn service_words(service: &Service) -> Vec<String> {
     if service.is_closed() {
         words.push("closed: nobody is served".into());
     }
-    words.push(match service.affinity {
-        Affinity::None => "affinity None: each request is decided for itself".into(),
-        Affinity::ClientIp { prefix, timeout } => format!(
+    words.push(match (service.affinity, &service.affinity_from) {
+        (Affinity::ClientIp { prefix, .. }, Some(from)) => {
+            format!("affinity as Service {from} says, by /{} (IPv4) and /{} (IPv6)", prefix.v4(), prefix.v6())
+        }
+        (Affinity::None, _) => "affinity None: each request is decided for itself".into(),
+        (Affinity::ClientIp { prefix, timeout }, None) => format!(
             "affinity ClientIP by /{} (IPv4) and /{} (IPv6), endpoints remembered for {} s",
             prefix.v4(),
             prefix.v6(),
@@ -202,7 +205,11 @@ fn service_words(service: &Service) -> Vec<String> {
     words
 }
 
-fn endpoints(endpoints: &[EndpointAddress]) -> String {
+fn endpoints(version: &Version) -> String {
+    if let Some(source) = &version.kubernetes {
+        return source.to_string();
+    }
+    let endpoints = &version.endpoints;
     match endpoints.get(..NAMED_ENDPOINTS) {
         _ if endpoints.is_empty() => "none".into(),
         Some(some) if endpoints.len() > NAMED_ENDPOINTS => {

@@ -14,6 +14,7 @@ fn endpoint(id: u32) -> Arc<Endpoint> {
     Arc::new(Endpoint {
         id: EndpointId(id),
         address: SocketAddr::from((Ipv4Addr::LOCALHOST, 80)),
+        pod: None,
         name: "e".into(),
         seed: 0,
         in_flight: AtomicU32::new(0),
