@@ -73,7 +73,10 @@ impl<'a> Head<'a> {
             }
         }
         if self.headers.contains_key(CONTENT_TYPE) && !self.is_json() {
-            return Err(Refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send application/json"));
+            return Err(Refusal(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "send the body with `content-type: application/json`",
+            ));
         }
         Ok(())
     }
