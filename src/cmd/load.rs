@@ -23,6 +23,8 @@ use crate::load::{self, Error, Job, Ramp, table};
 /// Each client has an address of its own; responses are grouped by version; shares are judged with an exact test, and
 /// a client that sees two versions is a violation. Works against any HTTP server.
 ///
+/// Each option can come from the environment, too: PERCH_LOAD_CLIENTS for --clients.
+///
 /// Exit codes: 0 it holds, 1 it does not (a wrong share, a flip, too many errors), 2 wrong usage.
 #[derive(Debug, Args)]
 pub struct Options {
@@ -30,112 +32,120 @@ pub struct Options {
     #[arg(required = true, value_name = "URL")]
     urls: Vec<String>,
     /// How the requests divide among several URLs, such as 3,1
-    #[arg(long, value_delimiter = ',', value_name = "WEIGHTS")]
+    #[arg(long, env = "PERCH_LOAD_URL_WEIGHTS", hide_env = true, value_delimiter = ',', value_name = "WEIGHTS")]
     url_weights: Vec<f64>,
 
     /// How many clients there are
-    #[arg(long, default_value = "1000", value_parser = clap::value_parser!(u32).range(1..=16_000_000))]
+    #[arg(long, env = "PERCH_LOAD_CLIENTS", hide_env = true, default_value = "1000", value_parser = clap::value_parser!(u32).range(1..=16_000_000))]
     clients: u32,
     /// Requests of each client [default: 5]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, env = "PERCH_LOAD_REQUESTS", hide_env = true, value_parser = clap::value_parser!(u32).range(1..))]
     requests: Option<u32>,
     /// How often a client comes back with a new connection; its requests are spread over the visits
-    #[arg(long, default_value = "2", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, env = "PERCH_LOAD_VISITS", hide_env = true, default_value = "2", value_parser = clap::value_parser!(u32).range(1..))]
     visits: u32,
     /// For how long, such as 30s: clients begin again until then, or until --requests are sent if that is given
-    #[arg(long, value_parser = duration)]
+    #[arg(long, env = "PERCH_LOAD_DURATION", hide_env = true, value_parser = duration)]
     duration: Option<Duration>,
     /// Requests per second, on a fixed schedule (open loop); latencies then count from the schedule
-    #[arg(long, value_parser = rate)]
+    #[arg(long, env = "PERCH_LOAD_RATE", hide_env = true, value_parser = rate)]
     rate: Option<f64>,
     /// Requests in flight at most [default: 50; with --rate 1000]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, env = "PERCH_LOAD_CONCURRENCY", hide_env = true, value_parser = clap::value_parser!(u32).range(1..))]
     concurrency: Option<u32>,
     /// Threads [default: one per core]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, env = "PERCH_LOAD_THREADS", hide_env = true, value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: Option<u32>,
 
     /// How the server gets to see who a client is [default: source towards loopback, else none]
-    #[arg(long, value_enum)]
+    #[arg(long, env = "PERCH_LOAD_IDENTITY", hide_env = true, value_enum)]
     identity: Option<Identity>,
     /// Ranges of the clients' addresses [default: 127.0.0.0/8]
-    #[arg(long, value_delimiter = ',', value_name = "RANGES")]
+    #[arg(long, env = "PERCH_LOAD_FROM", hide_env = true, value_delimiter = ',', value_name = "RANGES")]
     from: Vec<IpNet>,
     /// What tells the version: header:NAME, json:/POINTER, regex:PATTERN, status, or none
-    #[arg(long, default_value_t = VersionFrom::Header(DEFAULT_HEADER.to_owned()), value_name = "SOURCE")]
+    #[arg(long, env = "PERCH_LOAD_VERSION_FROM", hide_env = true, default_value_t = VersionFrom::Header(DEFAULT_HEADER.to_owned()), value_name = "SOURCE")]
     version_from: VersionFrom,
 
     /// What must be seen, such as canary=10%; several with commas
-    #[arg(long, value_delimiter = ',', value_name = "VERSION=PERCENT%")]
+    #[arg(long, env = "PERCH_LOAD_EXPECT", hide_env = true, value_delimiter = ',', value_name = "VERSION=PERCENT%")]
     expect: Vec<Expectation>,
     /// What shares are taken of [default: clients; requests with --identity none]
-    #[arg(long, value_enum)]
+    #[arg(long, env = "PERCH_LOAD_UNIT", hide_env = true, value_enum)]
     unit: Option<Unit>,
     /// The chance of a false alarm
-    #[arg(long, default_value = "0.001", value_parser = alpha)]
+    #[arg(long, env = "PERCH_LOAD_ALPHA", hide_env = true, default_value = "0.001", value_parser = alpha)]
     alpha: f64,
     /// How many requests may fail, in percent of all
-    #[arg(long, default_value = "0%", value_parser = percentage, value_name = "PERCENT%")]
+    #[arg(long, env = "PERCH_LOAD_MAX_ERRORS", hide_env = true, default_value = "0%", value_parser = percentage, value_name = "PERCENT%")]
     max_errors: f64,
 
     /// Set these weights (percent) one after the other and check each step, such as 0,1,5,25,50,100,0
-    #[arg(long, value_delimiter = ',', requires = "admin", requires = "service", value_name = "PERCENTS")]
+    #[arg(
+        long,
+        env = "PERCH_LOAD_RAMP",
+        hide_env = true,
+        value_delimiter = ',',
+        requires = "admin",
+        requires = "service",
+        value_name = "PERCENTS"
+    )]
     ramp: Vec<f64>,
     /// perch's admin interface, for --ramp
-    #[arg(long, value_name = "URL")]
+    #[arg(long, env = "PERCH_LOAD_ADMIN", hide_env = true, value_name = "URL")]
     admin: Option<String>,
     /// Bearer token of the admin interface
     #[arg(long, env = "PERCH_ADMIN_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     admin_token: Option<String>,
     /// The service to ramp
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, env = "PERCH_LOAD_SERVICE", hide_env = true, value_name = "NAME")]
     service: Option<String>,
     /// The version to ramp [default: the one of --expect, else canary]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, env = "PERCH_LOAD_VERSION", hide_env = true, value_name = "NAME")]
     version: Option<String>,
 
     /// Speak HTTP/1.1 (the default)
-    #[arg(long, conflicts_with = "http2")]
+    #[arg(long, env = "PERCH_LOAD_HTTP1", hide_env = true, conflicts_with = "http2")]
     http1: bool,
     /// Speak HTTP/2
-    #[arg(long)]
+    #[arg(long, env = "PERCH_LOAD_HTTP2", hide_env = true)]
     http2: bool,
     /// Keep a connection for the requests of a visit (the default)
-    #[arg(long, conflicts_with = "connection_per_request")]
+    #[arg(long, env = "PERCH_LOAD_KEEPALIVE", hide_env = true, conflicts_with = "connection_per_request")]
     keepalive: bool,
     /// A new connection for each request
-    #[arg(long)]
+    #[arg(long, env = "PERCH_LOAD_CONNECTION_PER_REQUEST", hide_env = true)]
     connection_per_request: bool,
     /// Method
-    #[arg(long, short = 'X', default_value = "GET")]
+    #[arg(long, short = 'X', env = "PERCH_LOAD_METHOD", hide_env = true, default_value = "GET")]
     method: http::Method,
     /// A header field; may be given several times
-    #[arg(long = "header", short = 'H', value_parser = header, value_name = "NAME: VALUE")]
+    #[arg(long = "header", short = 'H', env = "PERCH_LOAD_HEADER", hide_env = true, value_parser = header, value_name = "NAME: VALUE")]
     headers: Vec<(http::HeaderName, http::HeaderValue)>,
     /// Request body, or @FILE
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, env = "PERCH_LOAD_BODY", hide_env = true, value_name = "TEXT")]
     body: Option<String>,
     /// Host field and TLS server name, instead of the URL's
-    #[arg(long)]
+    #[arg(long, env = "PERCH_LOAD_HOST", hide_env = true)]
     host: Option<String>,
     /// Time limit of a connection and of a request
-    #[arg(long, default_value = "10s", value_parser = duration)]
+    #[arg(long, env = "PERCH_LOAD_TIMEOUT", hide_env = true, default_value = "10s", value_parser = duration)]
     timeout: Duration,
     /// Authorities to trust, instead of the system's (PEM)
-    #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
+    #[arg(long, env = "PERCH_LOAD_CACERT", hide_env = true, value_name = "FILE", conflicts_with = "insecure")]
     cacert: Option<PathBuf>,
     /// Take any certificate
-    #[arg(long)]
+    #[arg(long, env = "PERCH_LOAD_INSECURE", hide_env = true)]
     insecure: bool,
 
     /// How to print the outcome
-    #[arg(long, short, value_enum, default_value = "table")]
+    #[arg(long, short, env = "PERCH_LOAD_OUTPUT", hide_env = true, value_enum, default_value = "table")]
     output: Output,
     /// Write a page with plots here (HTML)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "PERCH_LOAD_REPORT", hide_env = true, value_name = "FILE")]
     report: Option<PathBuf>,
     /// No progress on stderr
-    #[arg(long)]
+    #[arg(long, env = "PERCH_LOAD_QUIET", hide_env = true)]
     quiet: bool,
 }
 

@@ -68,7 +68,9 @@ impl Http2 {
     ) -> Result<(Answer, u64), Fault> {
         let talk = async {
             self.sender.ready().await.map_err(|e| Fault { stale: used, ..fault(&e) })?;
-            let response = self.sender.send_request(request).await.map_err(|e| fault(&e))?;
+            // Canceled: the connection ended before the request was sent on it.
+            let unsent = |e: hyper::Error| Fault { stale: used && (e.is_canceled() || e.is_closed()), ..fault(&e) };
+            let response = self.sender.send_request(request).await.map_err(unsent)?;
             let (head, mut incoming) = response.into_parts();
             let mut body = Vec::new();
             while let Some(frame) = incoming.frame().await {
