@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout};
@@ -25,6 +26,7 @@ use super::stream::Stream;
 use super::tls::{HandshakeError, Tls};
 use super::upstream::{EMFILE, ENFILE};
 use super::worker::Worker;
+use super::workers::BACKLOG;
 use crate::config;
 use crate::decide::proxy_protocol::{self, Parsed};
 use crate::metrics::{self, ListenerMetrics, OpenConnection};
@@ -72,19 +74,28 @@ impl Permit {
         most: usize,
     ) -> Option<Self> {
         let limits = &listener.limits;
-        let counted = (limits.connections_per_client > 0).then_some(peer);
-        if let Some(peer) = counted {
-            let mut clients = door.per_client.lock().unwrap_or_else(PoisonError::into_inner);
-            let open = clients.entry(peer).or_default();
-            if *open >= limits.connections_per_client {
-                return None;
-            }
-            *open += 1;
-        }
         let all = worker.shared.connections.fetch_add(1, Ordering::Relaxed);
         let here = door.open.fetch_add(1, Ordering::Relaxed);
-        let permit = Self { worker: worker.clone(), door: door.clone(), counted, _open: door.metrics.opened() };
-        (all < most && here < limits.connections).then_some(permit)
+        let mut permit =
+            Self { worker: worker.clone(), door: door.clone(), counted: None, _open: door.metrics.opened() };
+        // Behind PROXY protocol the peer is the load balancer; the client is known later.
+        let fits = listener.proxy_protocol.is_some() || permit.count(peer, limits.connections_per_client);
+        (fits && all < most && here < limits.connections).then_some(permit)
+    }
+
+    /// Counts the connection for its client; false when that would be one too many.
+    fn count(&mut self, client: IpAddr, most: usize) -> bool {
+        if most == 0 {
+            return true;
+        }
+        let mut clients = self.door.per_client.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = clients.entry(client).or_default();
+        if *open >= most {
+            return false;
+        }
+        *open += 1;
+        self.counted = Some(client);
+        true
     }
 }
 
@@ -137,10 +148,17 @@ pub(crate) async fn accept(worker: Rc<Worker>, door: Arc<Door>, socket: Rc<TcpLi
     }
 }
 
-/// Accepts what is in the backlog now, before the socket is closed: closing it would reset them.
-pub(crate) async fn accept_rest(worker: &Rc<Worker>, door: &Arc<Door>, socket: &TcpListener, tls: &SharedTls) {
-    while let Ok(Ok((tcp, peer))) = timeout(Duration::from_millis(1), socket.accept()).await {
-        admit(worker, door, tls, tcp, peer);
+/// Accepts what is in the backlog now, before the socket is closed: closing it would reset them. Bounded by the backlog:
+/// under load there is always one more.
+pub(crate) fn accept_rest(worker: &Rc<Worker>, door: &Arc<Door>, socket: &TcpListener, tls: &SharedTls) {
+    // Asked directly: what the event loop knows may be older than the last connection.
+    let socket = SockRef::from(socket);
+    for _ in 0..BACKLOG {
+        let Ok((accepted, peer)) = socket.accept() else { return };
+        let tcp = accepted.set_nonblocking(true).and_then(|()| TcpStream::from_std(accepted.into()));
+        if let (Ok(tcp), Some(peer)) = (tcp, peer.as_socket()) {
+            admit(worker, door, tls, tcp, peer);
+        }
     }
 }
 
@@ -207,6 +225,9 @@ impl Arrival {
             Some(rules) => proxy_header(&mut self.tcp, self.peer, rules).await?,
         };
         let client = client.to_canonical();
+        if config.proxy_protocol.is_some() && !self.permit.count(client, config.limits.connections_per_client) {
+            return Err(Reason::ConnectionLimit);
+        }
         let mut connection = Connection {
             listener: self.listener.clone(),
             peer: self.peer,

@@ -55,7 +55,7 @@ impl<'a> Attempts<'a> {
         loop {
             self.count += 1;
             if !self.wants_fresh
-                && let Some(link) = self.worker.pool.checkout(self.endpoint.id)
+                && let Some(link) = self.worker.pool.checkout(self.endpoint.id, self.now)
             {
                 return Ok(link);
             }

@@ -103,8 +103,8 @@ impl Seat {
     }
 
     /// This connection's time has come.
-    pub(crate) fn must_close(&self, now: Instant) -> bool {
-        self.closes_at().is_some_and(|at| at <= now)
+    pub(crate) fn must_close(&self) -> bool {
+        self.closes_at().is_some_and(|at| at <= Instant::now())
     }
 }
 

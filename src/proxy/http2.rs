@@ -33,10 +33,12 @@ use super::worker::Worker;
 use crate::reason::Reason;
 
 mod coalesce;
+mod pace;
 mod relay;
 mod upload;
 
 use coalesce::Coalesce;
+use pace::{Pace, paced};
 use relay::{Answer, Relay};
 use upload::Upload;
 
@@ -49,6 +51,9 @@ const SEND_BUFFER: usize = 64 * 1024;
 const PING_EVERY: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a client that never asked for anything may take to say goodbye.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// A client's connection with its streams.
 struct Session {
     worker: Rc<Worker>,
@@ -57,13 +62,17 @@ struct Session {
     active: Cell<usize>,
     /// Streams that were begun.
     begun: Cell<u64>,
+    pace: Rc<Pace>,
 }
 
 /// Serves a connection to its end.
 pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, connection: Connection) {
     let timeouts = connection.listener.config.timeouts;
     let limits = connection.listener.config.limits;
-    let session = Rc::new(Session { worker, connection, active: Cell::new(0), begun: Cell::new(0) });
+    let pace = Rc::<Pace>::default();
+    let stream = Coalesce::new(stream, pace.clone());
+    let tasks = LocalTasks { pace: pace.clone(), write: timeouts.write };
+    let session = Rc::new(Session { worker, connection, active: Cell::new(0), begun: Cell::new(0), pace });
     let served = session.clone();
     let service = hyper::service::service_fn(move |request| {
         let session = served.clone();
@@ -71,7 +80,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, connection: Connec
         let stream = ActiveStream::new(session.clone());
         async move { Ok::<_, Infallible>(handle(&session, request, stream).await) }
     });
-    let mut builder = hyper::server::conn::http2::Builder::new(LocalTasks);
+    let mut builder = hyper::server::conn::http2::Builder::new(tasks);
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams)
@@ -82,7 +91,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, connection: Connec
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_TIMEOUT)
         .auto_date_header(false);
-    let mut http = Box::pin(builder.serve_connection(TokioIo::new(Coalesce::new(stream)), service));
+    let mut http = Box::pin(builder.serve_connection(TokioIo::new(stream), service));
     let mut dog = Watchdog::new(Instant::now(), timeouts.first_byte);
     let mut seen = 0;
     let mut is_closing = false;
@@ -110,8 +119,9 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, connection: Connec
             }
             is_closing = true;
             http.as_mut().graceful_shutdown();
-            // What is under way may finish; a drain's own deadline ends the rest.
-            dog.set(Instant::now() + timeouts.idle);
+            // What is under way may finish; a drain's own deadline ends the rest. A client that never began a stream may
+            // not even speak HTTP/2: it is not waited for.
+            dog.set(Instant::now() + if session.begun.get() == 0 { LAST_WORDS } else { timeouts.idle });
             if let Poll::Ready(done) = http.as_mut().poll(cx) {
                 return Poll::Ready(done.map_err(|error| tracing::debug!(%error, "HTTP/2 connection ended.")));
             }
@@ -122,14 +132,15 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, connection: Connec
 }
 
 /// Spawns streams on the worker's own thread.
-#[derive(Clone, Copy, Debug)]
-struct LocalTasks;
+#[derive(Clone, Debug)]
+struct LocalTasks {
+    pace: Rc<Pace>,
+    write: Duration,
+}
 
 impl<F: Future + 'static> hyper::rt::Executor<F> for LocalTasks {
     fn execute(&self, task: F) {
-        tokio::task::spawn_local(async move {
-            task.await;
-        });
+        tokio::task::spawn_local(paced(task, self.pace.clone(), self.write));
     }
 }
 
@@ -152,7 +163,8 @@ impl Drop for ActiveStream {
 
 async fn handle(session: &Rc<Session>, request: Request<Incoming>, stream: ActiveStream) -> Response<Answer> {
     let (worker, connection) = (&session.worker, &session.connection);
-    let mut entry = Entry::new(worker, connection, Protocol::Http2);
+    let mut open = OpenEntry { session, entry: Some(Entry::new(worker, connection, Protocol::Http2)) };
+    let entry = open.entry.as_mut().expect("it was just put there");
     let (parts, incoming) = request.into_parts();
     let mut out = worker.buffers.scratch();
     let target = parts.uri.path_and_query().map_or("", |t| t.as_str());
@@ -187,22 +199,23 @@ async fn handle(session: &Rc<Session>, request: Request<Incoming>, stream: Activ
                     respond::redirect_h2(status, &location)
                 }
             };
-            entry.finish(worker, connection);
+            open.finish();
             return response.map(Answer::Own);
         }
     };
     drop(parts);
     entry.planned(&plan);
+    entry.head(&out, &plan.spans);
     let mut exchange = Exchange { session, plan: &plan, upload: Upload::new(out, plan.framing, incoming) };
-    let answered = exchange.run(&mut entry).await;
+    let answered = exchange.run(entry).await;
     let upload = exchange.upload;
-    entry.head(upload.head(), &plan.spans);
     entry.bytes_in = upload.bytes;
     match answered {
         Ok((mut link, head, length)) => {
             let response = client_head(&plan, &link, head, length);
             link.buffer.consume(length, &worker.buffers);
             entry.status = head.status;
+            let entry = open.entry.take().expect("it is taken once");
             let relay = Relay::new(session.clone(), stream, entry, link, head, upload, deadlines(session, &plan));
             response.map(|()| Answer::Endpoint(Box::new(relay)))
         }
@@ -211,9 +224,34 @@ async fn handle(session: &Rc<Session>, request: Request<Incoming>, stream: Activ
             entry.reason = Some(reason);
             let response = respond::error_h2(reason, entry.request_id());
             worker.buffers.recycle(upload.into_head());
-            entry.finish(worker, connection);
+            open.finish();
             response.map(Answer::Own)
         }
+    }
+}
+
+/// A request's entry until its response takes it over: a client may reset its stream at each `await` before that, and
+/// the request has to be counted and logged all the same.
+struct OpenEntry<'a> {
+    session: &'a Session,
+    entry: Option<Entry>,
+}
+
+impl OpenEntry<'_> {
+    fn finish(&mut self) {
+        if let Some(entry) = self.entry.take() {
+            entry.finish(&self.session.worker, &self.session.connection);
+        }
+    }
+}
+
+impl Drop for OpenEntry<'_> {
+    fn drop(&mut self) {
+        if let Some(entry) = &mut self.entry {
+            entry.status = Reason::ClientAbort.status();
+            entry.reason = Some(Reason::ClientAbort);
+        }
+        self.finish();
     }
 }
 

@@ -137,11 +137,14 @@ pub(crate) fn plan<'a>(
     }
 
     let snapshot = worker.snapshot();
+    // A reload has taken the listener away and its connection is still here: the client may come by another one.
     let listener = snapshot.listeners.iter().find(|l| l.config.name == connection.listener.config.name);
+    let listener = listener.ok_or(Reason::Misdirected)?;
     // `OPTIONS *` asks about the server: whoever serves the host's root answers.
     let routed = if path == "*" { "/" } else { &*path };
     let service = listener
-        .and_then(|l| l.routes.find(host.host, routed))
+        .routes
+        .find(host.host, routed)
         .and_then(|route| snapshot.config.routes.get(route))
         .and_then(|route| snapshot.services.get(route.service))
         .ok_or_else(|| match &connection.certificate {

@@ -16,6 +16,18 @@ pub(crate) enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+impl Stream {
+    /// Ends the connection by a reset when it is dropped: for a body whose end is the connection's end.
+    pub(crate) fn reset_at_end(&self) {
+        let tcp = match self {
+            Self::Plain(tcp) => tcp,
+            Self::Tls(tls) => tls.get_ref().0,
+        };
+        // Without it the client sees a FIN, as with an HTTP/1.0 proxy of old: nothing better can be done.
+        socket2::SockRef::from(tcp).set_linger(Some(std::time::Duration::ZERO)).ok();
+    }
+}
+
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {

@@ -72,12 +72,13 @@ pub(crate) struct Pool(RefCell<HashMap<EndpointId, Vec<Link>>>);
 
 impl Pool {
     /// The connection used last, if one is open and quiet.
-    pub(crate) fn checkout(&self, endpoint: EndpointId) -> Option<Link> {
+    pub(crate) fn checkout(&self, endpoint: EndpointId, now: u64) -> Option<Link> {
         let mut pool = self.0.borrow_mut();
         let links = pool.get_mut(&endpoint)?;
         while let Some(mut link) = links.pop() {
-            // Readable while unused means closed, or an answer nobody asked for: not to be used again.
-            if link.is_quiet() {
+            // Readable while unused means closed, or an answer nobody asked for: not to be used again. The age too: the
+            // sweep comes once a second, and the endpoint's own limit may be just above ours.
+            if now.saturating_sub(link.idle_since) < link.idle_timeout && link.is_quiet() {
                 link.is_reused = true;
                 link.in_flight = Some(InFlight::new(&link.endpoint));
                 return Some(link);

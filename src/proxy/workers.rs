@@ -21,7 +21,7 @@ use super::tls::Tls;
 use super::worker::{Shared, Worker};
 
 /// Connections that wait to be accepted, per socket; the kernel's own limit (net.core.somaxconn) may be lower.
-const BACKLOG: i32 = 4096;
+pub(super) const BACKLOG: i32 = 4096;
 
 /// What workers are told.
 enum Order {
@@ -226,6 +226,8 @@ async fn run(worker: Rc<Worker>, mut orders: mpsc::UnboundedReceiver<Order>) {
 async fn close(worker: &Rc<Worker>, listening: Vec<Listening>) {
     for l in listening {
         l.accepting.abort();
-        accept_rest(worker, &l.door, &l.socket, &l.tls).await;
+        // Only once its task has let go of the socket does dropping it here close it, with nobody in the backlog.
+        l.accepting.await.ok();
+        accept_rest(worker, &l.door, &l.socket, &l.tls);
     }
 }

@@ -19,6 +19,7 @@ mod front;
 mod http1;
 mod load;
 mod requests;
+mod slow;
 mod streams;
 #[allow(
     dead_code,
@@ -28,3 +29,4 @@ mod streams;
 )]
 mod support;
 mod tls;
+mod upgrade;

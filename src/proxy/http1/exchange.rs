@@ -158,13 +158,12 @@ impl Upload {
             if self.is_broken {
                 return Poll::Ready(Ok(()));
             }
-            match ready!(self.poll_send(cx, buffer, link, buffers)) {
-                Ok(()) => {}
+            // Small chunks go out together: a write for each would make few bytes of a client expensive.
+            let gathers = !self.ended && !buffer.is_empty() && (1..WITH_HEAD).contains(&self.pending.len());
+            if !gathers && ready!(self.poll_send(cx, buffer, link, buffers)).is_err() {
                 // Its answer may be on the way: "413" and a closed connection is legitimate (RFC 9112 section 9.5).
-                Err(_) => {
-                    self.is_broken = true;
-                    continue;
-                }
+                self.is_broken = true;
+                continue;
             }
             if self.ended {
                 return Poll::Ready(Ok(()));
@@ -193,6 +192,11 @@ impl Upload {
                 }
                 Piece::More(n) => {
                     buffer.consume(n, buffers);
+                    // What was gathered must not wait for the client's next bytes.
+                    if ready!(self.poll_send(cx, buffer, link, buffers)).is_err() {
+                        self.is_broken = true;
+                        continue;
+                    }
                     match ready!(buffer.poll_fill(cx, client, Size::Body, buffers)) {
                         Ok(n) if n > 0 => {}
                         _ => return Poll::Ready(Err(Broken::Client(Reason::ClientAbort))),
@@ -228,7 +232,8 @@ impl Upload {
 
     /// Whose turn it is when nothing moves.
     fn waits_for_client(&self) -> bool {
-        !self.ended && !self.is_gated && !self.is_broken && self.first_sent == self.first.len() && self.direct == 0
+        let is_sent = self.first_sent == self.first.len() && self.pending.is_empty() && self.direct == 0;
+        is_sent && !self.ended && !self.is_gated && !self.is_broken
     }
 }
 
@@ -267,7 +272,8 @@ pub(crate) async fn await_head(
 ) -> Result<Waited, Broken> {
     let start = Instant::now();
     let mut seen = 0;
-    let mut moved = (upload.bytes, upload.is_done());
+    let state = |upload: &Upload| (upload.bytes, upload.is_done(), upload.waits_for_client());
+    let mut moved = state(upload);
     let ClientSide { stream, buffer, dog } = client;
     dog.set(start + if upload.is_gated { CONTINUE_WAIT } else { deadlines.response_head });
     poll_fn(|cx| {
@@ -293,9 +299,9 @@ pub(crate) async fn await_head(
                 Poll::Pending => break,
             }
         }
-        if (upload.bytes, upload.is_done()) != moved {
-            moved = (upload.bytes, upload.is_done());
-            let wait = if upload.is_done() { deadlines.response_head } else { deadlines.request_body };
+        if state(upload) != moved {
+            moved = state(upload);
+            let wait = if upload.waits_for_client() { deadlines.request_body } else { deadlines.response_head };
             dog.set(Instant::now() + wait);
         }
         match dog.poll(cx) {

@@ -11,7 +11,7 @@ use super::body::is_token;
 use crate::config::ListenerLimits;
 use crate::reason::Reason;
 
-/// Most fields of any head; the configured limit may be lower.
+/// Most fields of a head, unless a listener's own limit is higher.
 pub(crate) const MAX_FIELDS: usize = 256;
 
 /// A parsed request line with its fields.
@@ -73,8 +73,11 @@ pub(crate) fn parse_request<T>(
         }
     }
     let mut slots = [MaybeUninit::uninit(); MAX_FIELDS];
+    // Only where a listener was given more than is usual.
+    let mut many = if limits.fields > MAX_FIELDS { vec![MaybeUninit::uninit(); limits.fields + 1] } else { Vec::new() };
+    let slots: &mut [_] = if many.is_empty() { &mut slots } else { &mut many };
     let mut request = httparse::Request::new(&mut []);
-    match request.parse_with_uninit_headers(head, &mut slots) {
+    match request.parse_with_uninit_headers(head, slots) {
         Ok(httparse::Status::Complete(n)) if n == head.len() => {}
         Ok(_) => return Err(Reason::RequestLine),
         Err(error) => return Err(name_error(head, error)),

@@ -110,8 +110,9 @@ impl Session {
         let limits = self.connection.listener.config.limits;
         let (worker, seat, is_first) = (&self.worker, &self.connection.seat, self.served == 0);
         let ClientSide { stream, buffer, dog } = &mut self.client;
+        let since = Instant::now();
         if !is_first {
-            dog.set(Instant::now() + timeouts.idle);
+            dog.set(since + timeouts.idle);
         }
         let mut seen = 0;
         let mut is_begun = false;
@@ -135,7 +136,7 @@ impl Session {
                     && let Some(at) = seat.closes_at()
                 {
                     let idle = if is_first { timeouts.first_byte } else { timeouts.idle };
-                    dog.set(at.min(Instant::now() + idle));
+                    dog.set(at.max(since + GRACE).min(since + idle));
                 }
                 match buffer.poll_fill(cx, stream, Size::Head, &worker.buffers) {
                     Poll::Ready(Ok(0)) if buffer.is_empty() => return Poll::Ready(Ok(None)),
@@ -258,10 +259,7 @@ impl Session {
             Framing::Close => Framing::Chunked,
             framing => framing,
         };
-        let closes = plan.closes
-            || framing == Framing::Close
-            || !upload.is_done()
-            || self.connection.seat.must_close(entry.started);
+        let closes = plan.closes || framing == Framing::Close || !upload.is_done() || self.connection.seat.must_close();
         let side = response::ClientSide { framing, closes, is_http10 };
         let mut out = self.worker.buffers.scratch();
         let bytes = link.buffer.unread().get(..length).unwrap_or_default();
@@ -309,6 +307,9 @@ impl Session {
                 upstream::discard(link, &self.worker.buffers);
                 entry.reason = Some(reason);
                 entry.finish(&self.worker, &self.connection);
+                if framing == Framing::Close {
+                    self.client.stream.reset_at_end();
+                }
                 self.abort()
             }
         }
@@ -358,7 +359,7 @@ impl Session {
             entry.finish(&self.worker, &self.connection);
             return self.abort();
         }
-        let closes = closes || self.connection.seat.must_close(entry.started);
+        let closes = closes || self.connection.seat.must_close();
         let response = respond::error(reason, entry.is_head, closes, entry.request_id());
         self.send(entry, &response, closes).await
     }
@@ -447,6 +448,10 @@ fn names_framing(line: &[u8]) -> bool {
 }
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// While draining, a connection is not closed for being idle before it was idle for so long: a client that is about to
+/// send its next request gets its answer, with `Connection: close`.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// How long and how much is read on after the last answer, as reliability.md has it.
 const LINGER: Duration = Duration::from_secs(1);

@@ -4,9 +4,12 @@
 
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::pace::Pace;
 
 /// Written at once beyond this, so that one connection holds no more.
 const MOST: usize = 64 * 1024;
@@ -19,11 +22,13 @@ pub(super) struct Coalesce<S> {
     sent: usize,
     /// A flush was asked for and not yet done.
     is_due: bool,
+    /// Told how much goes out.
+    pace: Rc<Pace>,
 }
 
 impl<S: AsyncWrite + Unpin> Coalesce<S> {
-    pub(super) fn new(inner: S) -> Self {
-        Self { inner, waiting: Vec::new(), sent: 0, is_due: false }
+    pub(super) fn new(inner: S, pace: Rc<Pace>) -> Self {
+        Self { inner, waiting: Vec::new(), sent: 0, is_due: false, pace }
     }
 
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -33,6 +38,7 @@ impl<S: AsyncWrite + Unpin> Coalesce<S> {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.sent += n;
+            self.pace.written.set(self.pace.written.get() + n as u64);
         }
         // An idle connection keeps nothing.
         self.waiting = Vec::new();

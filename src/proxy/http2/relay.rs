@@ -101,6 +101,7 @@ impl Relay {
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame<Bytes>>, Reason>> {
+        self.session.pace.asked();
         let Some(Live { link, upload, entry }) = &mut self.live else { return Poll::Ready(Ok(None)) };
         let buffers = &self.session.worker.buffers;
         if !upload.is_done()
@@ -121,6 +122,8 @@ impl Relay {
                     }
                     if self.decoder.is_done() && self.decoder.trailers().is_empty() {
                         self.end(None);
+                    } else {
+                        self.session.pace.handed();
                     }
                     return Poll::Ready(Ok(Some(Frame::data(data))));
                 }
@@ -150,9 +153,10 @@ impl Relay {
 }
 
 impl Drop for Relay {
-    /// Dropped before its end: the client reset the stream or went away.
+    /// Dropped before its end: the client reset the stream, went away, or stopped reading.
     fn drop(&mut self) {
-        self.end(Some(Reason::ClientAbort));
+        let is_slow = self.session.pace.is_cutting();
+        self.end(Some(if is_slow { Reason::WriteTimeout } else { Reason::ClientAbort }));
     }
 }
 

@@ -46,10 +46,6 @@ impl Upload {
         }
     }
 
-    pub(super) fn head(&self) -> &[u8] {
-        &self.first
-    }
-
     pub(super) fn into_head(self) -> Vec<u8> {
         self.first
     }
