@@ -76,6 +76,7 @@ pub struct Drained {
 #[derive(Debug)]
 struct Open {
     asked: SocketAddr,
+    bound: SocketAddr,
     tls: Option<Tls>,
 }
 
@@ -103,7 +104,7 @@ pub fn start_with(loaded: Loaded, file: Option<PathBuf>, cluster: kubernetes::Op
     })?;
     let mut bound = Vec::new();
     for (position, listener) in config.listeners.iter().enumerate() {
-        bound.push((listener.name.clone(), bind(position, listener, count, &places)?));
+        bound.push((listener.name.clone(), bind(position, listener, count, &places, &BTreeMap::new())?));
     }
 
     let clock = Clock::start();
@@ -136,7 +137,7 @@ pub fn start_with(loaded: Loaded, file: Option<PathBuf>, cluster: kubernetes::Op
     for ((listener, tls), (name, bound)) in listener_configs.iter().zip(tls).zip(bound) {
         addresses.push((name.clone(), bound.address));
         info!(listener = %name, address = %bound.address, tls = tls.is_some(), "Listening.");
-        listeners.insert(name.clone(), Open { asked: listener.address, tls: tls.clone() });
+        listeners.insert(name.clone(), Open { asked: listener.address, bound: bound.address, tls: tls.clone() });
         workers.listen(&name, bound, tls.as_ref());
     }
     readiness.reload_succeeded(SystemTime::now());
@@ -204,11 +205,21 @@ fn bind(
     listener: &config::Listener,
     count: usize,
     places: &config::Places,
+    open: &BTreeMap<Arc<str>, Open>,
 ) -> Result<Bound, StartError> {
-    Bound::bind(listener.address, count).map_err(|error| {
+    // An address that one listener leaves may be taken by another in the same step: renamed, swapped, widened.
+    let is_left = open.values().any(|o| overlaps(o.bound, listener.address));
+    let bound = if is_left { Bound::beside(listener.address, count) } else { Bound::bind(listener.address, count) };
+    bound.map_err(|error| {
         let path = format!("listeners[{position}].address");
         StartError::Bind(places.problem(path, cannot_listen(listener.address, &error)))
     })
+}
+
+/// Whether two listening addresses exclude each other.
+fn overlaps(one: SocketAddr, other: SocketAddr) -> bool {
+    let is_any = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port() && (one.ip() == other.ip() || is_any)
 }
 
 fn cannot_listen(address: SocketAddr, error: &io::Error) -> String {
@@ -332,7 +343,11 @@ impl Supervisor {
         let mut sockets = Vec::new();
         for (position, listener) in config.listeners.iter().enumerate() {
             let stays = self.listeners.get(&listener.name).is_some_and(|o| o.asked == listener.address);
-            sockets.push(if stays { None } else { Some(bind(position, listener, self.workers.count(), &places)?) });
+            sockets.push(if stays {
+                None
+            } else {
+                Some(bind(position, listener, self.workers.count(), &places, &self.listeners)?)
+            });
         }
         self.warn_of_fixed(&config);
         let listeners = config.listeners.clone();
@@ -357,7 +372,7 @@ impl Supervisor {
                 Some(bound) => {
                     self.workers.close(name);
                     info!(listener = %name, address = %bound.address, tls = tls.is_some(), "Listening.");
-                    let open = Open { asked: listener.address, tls: tls.clone() };
+                    let open = Open { asked: listener.address, bound: bound.address, tls: tls.clone() };
                     self.workers.listen(name, bound, tls.as_ref());
                     self.listeners.insert(name.clone(), open);
                 }

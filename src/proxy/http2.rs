@@ -107,12 +107,14 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, connection: Connec
                 seen = session.begun.get();
                 dog.set(now + timeouts.idle);
             }
-            if let Some(at) = session.connection.seat.closes_at()
-                && !is_closing
-            {
-                dog.set(at.max(now));
+            let closes_at = session.connection.seat.closes_at().filter(|_| !is_closing);
+            if let Some(at) = closes_at {
+                dog.set(at);
             }
-            ready!(dog.poll(cx));
+            // Not by the timer when it is over already: a deadline of "now" would move on with each poll.
+            if closes_at.is_none_or(|at| at > now) {
+                ready!(dog.poll(cx));
+            }
             if is_closing && is_idle {
                 // It was told to go and did not.
                 return Poll::Ready(Err(()));

@@ -68,6 +68,14 @@ impl Bound {
         if address.port() != 0 {
             drop(socket(address, false)?);
         }
+        Self::beside(address, workers)
+    }
+
+    /// The same where this process listens already, on a listener that is about to be closed.
+    ///
+    /// # Errors
+    /// When the address is not ours, or not allowed.
+    pub fn beside(address: SocketAddr, workers: usize) -> io::Result<Self> {
         let first = socket(address, true)?;
         let address = first.local_addr()?;
         let mut sockets = vec![first];

@@ -13,11 +13,16 @@ mod admin;
 mod backend;
 mod config;
 mod demo;
+mod drain;
+mod faults;
 mod fields;
 #[allow(unreachable_pub, reason = "a kit that the modules share")]
 mod front;
+mod health;
 mod http1;
+mod http2;
 mod load;
+mod reload;
 mod requests;
 mod slow;
 mod streams;

@@ -73,6 +73,11 @@ impl Client {
         Self::plain_from(IpAddr::V4(Ipv4Addr::LOCALHOST), address)
     }
 
+    /// Over this TCP connection.
+    pub fn over_tcp(socket: TcpStream) -> Self {
+        Self::over(Stream::Plain(socket))
+    }
+
     /// Over plain TCP, from this loopback address.
     #[track_caller]
     pub fn plain_from(source: IpAddr, address: SocketAddr) -> Self {

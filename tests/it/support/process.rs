@@ -88,7 +88,10 @@ impl Drop for Process {
             self.child.wait().ok();
         }
         if std::thread::panicking() {
-            eprintln!("--- perch's stdout\n{}\n--- perch's stderr\n{}", self.stdout(), self.stderr());
+            // The end of it: the access log of a whole load would bury the message.
+            let last = |text: String| text.lines().rev().take(30).map(|line| format!("{line}\n")).collect::<Vec<_>>();
+            let shown = |text| last(text).into_iter().rev().collect::<String>();
+            eprintln!("--- perch's stdout\n{}--- perch's stderr\n{}", shown(self.stdout()), shown(self.stderr()));
         }
     }
 }
