@@ -329,7 +329,15 @@ impl Writer {
         self.published.store(snapshot.clone());
         // After everybody has: whoever still decides on the picture before may have no other.
         self.draining_due = (!draining.is_empty()).then(|| Instant::now() + GRACE);
-        let leaving = self.model.take_leaving();
+        let mut leaving = self.model.take_leaving();
+        if !leaving.is_empty() {
+            let all = snapshot.services.iter().flat_map(|s| &s.versions).flat_map(|v| &v.endpoints);
+            let addresses: HashSet<SocketAddr> = all.map(|e| e.address).collect();
+            // The address is another pod's by now: a pinned client must not meet it on a connection to the old one.
+            for endpoint in leaving.extract_if(.., |e| addresses.contains(&e.address)) {
+                endpoint.health.set_gone();
+            }
+        }
         if !leaving.is_empty() {
             tokio::spawn(async move {
                 sleep(GRACE).await;

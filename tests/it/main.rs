@@ -21,6 +21,7 @@ mod front;
 mod health;
 mod http1;
 mod http2;
+mod kubernetes;
 mod load;
 mod reload;
 mod requests;

@@ -29,7 +29,7 @@ const MAX_PAGE: usize = 128 << 20;
 /// Of one event. etcd takes objects of 1.5 MiB.
 const MAX_LINE: usize = 8 << 20;
 
-/// After the server should have ended a watch by itself.
+/// After the server should have ended a watch by itself, at most; half of the watch if that is shorter.
 const MARGIN: Duration = Duration::from_secs(10);
 
 /// A watch that was fine for so long starts anew without a pause.
@@ -194,9 +194,10 @@ impl Follower {
         let response = get(&client, &target, self.accept(false)).await?;
         self.heard.mark();
         let began = Instant::now();
+        let deadline = began + asked + MARGIN.min(asked / 2);
         let mut lines = Lines { body: response.into_body(), buffer: Vec::new(), scanned: 0 };
         loop {
-            let line = lines.next(began + asked + MARGIN).await;
+            let line = lines.next(deadline).await;
             // A quiet watch is a good one, too.
             if matches!(line, Ok(Some(_))) || began.elapsed() >= GOOD {
                 self.good(state);

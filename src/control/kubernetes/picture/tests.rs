@@ -161,8 +161,10 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+type Objects = BTreeMap<(Kind, String), Object>;
+
 /// The events of a history, and what a list says at its end.
-fn history(steps: &[Step]) -> (Vec<(Kind, News)>, BTreeMap<(Kind, String), Object>) {
+fn history(steps: &[Step]) -> (Vec<(Kind, News)>, Objects) {
     let mut events = Vec::new();
     let mut now = BTreeMap::new();
     for (number, step) in (1u64..).zip(steps) {
@@ -187,7 +189,7 @@ fn history(steps: &[Step]) -> (Vec<(Kind, News)>, BTreeMap<(Kind, String), Objec
     (events, now)
 }
 
-fn fresh(now: &BTreeMap<(Kind, String), Object>, at: u64) -> Picture {
+fn fresh(now: &Objects, at: u64) -> Picture {
     let mut picture = Picture::default();
     for kind in [Kind::EndpointSlices, Kind::Pods] {
         let objects = now.iter().filter(|((k, _), _)| *k == kind).map(|(_, object)| object.clone()).collect();

@@ -1,0 +1,9 @@
+//! Endpoints that follow a cluster: the same cases against a double of the API server and against a real one, and what
+//! only the double can be made to do.
+
+mod cases;
+mod cluster;
+mod double;
+mod outage;
+mod query;
+mod traffic;
