@@ -1,7 +1,7 @@
 //! `perch demo`: the main job on loopback, from nothing. Sample services, a certificate, and the real proxy in front,
 //! through the real configuration loader. Leaves no file behind.
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -65,8 +65,8 @@ const LINE_REFRESH: Duration = Duration::from_secs(2);
 pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     if options.print_config {
         let plan = plan(&options, options.port, options.admin_port, Addresses::nominal(options.backends));
-        print!("{}", plan.config());
-        return Ok(ExitCode::SUCCESS);
+        let printed = std::io::stdout().write_all(plan.config().as_bytes());
+        return unless_gone(printed);
     }
     start_log();
     serve::raise_open_files();
@@ -87,19 +87,30 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     let loaded = config::parse(&text, folder.path(), &|_| None).map_err(|invalid| anyhow::anyhow!("{invalid}"))?;
     let proxy = runtime::start(loaded, None)?;
 
-    introduce(&options, &plan, &text)?;
-    signal_runtime.block_on(async {
-        tokio::select! {
-            () = signals.next() => {}
-            () = pass(options.duration) => {}
-            () = show(proxy.admin) => {}
-        }
+    if let Err(error) = introduce(&options, &plan, &text) {
+        return unless_gone(Err(error));
+    }
+    let shown = signal_runtime.block_on(async {
+        let shown = tokio::select! {
+            () = signals.next() => Ok(()),
+            () = pass(options.duration) => Ok(()),
+            shown = show(proxy.admin) => shown,
+        };
         tokio::select! {
             _ = proxy.drain(false) => {}
             () = signals.next() => {}
         }
+        shown
     });
-    Ok(ExitCode::SUCCESS)
+    unless_gone(shown)
+}
+
+/// A reader that has seen enough (`perch demo | head`) ends the demo, and that is no failure.
+fn unless_gone(printed: std::io::Result<()>) -> anyhow::Result<ExitCode> {
+    match printed {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot print"),
+        Ok(()) | Err(_) => Ok(ExitCode::SUCCESS),
+    }
 }
 
 async fn pass(seconds: Option<u32>) {
@@ -141,6 +152,10 @@ fn introduce(options: &Options, plan: &Plan, text: &str) -> std::io::Result<()> 
     for command in plan.commands() {
         writeln!(out, "  {command}")?;
     }
+    if let Some(proof) = plan.proof() {
+        let perch = std::env::args().next().unwrap_or_else(|| "perch".into());
+        writeln!(out, "{}\n  {perch} {proof}", paint.bold("Prove the split"))?;
+    }
     writeln!(out)?;
     out.flush()
 }
@@ -152,33 +167,40 @@ fn percent(text: &str) -> Result<f64, String> {
     }
 }
 
+/// Whatever ends a demo; the terminal's end too, or its files would stay.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
     fn new() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
     }
 
     async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+            _ = self.hangup.recv() => {}
         }
     }
 }
 
-/// Shows the live view until it is dropped.
-async fn show(admin: SocketAddr) {
+/// Shows the live view until it is dropped, or nobody reads it any more.
+async fn show(admin: SocketAddr) -> std::io::Result<()> {
     let mut screen = Screen::of_stdout();
     let mut ticks = tokio::time::interval(screen.refresh());
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
         ticks.tick().await;
         match look(admin).await {
-            Ok(picture) => screen.show(picture),
+            Ok(picture) => screen.show(picture)?,
             Err(error) => tracing::debug!(%error, "Nothing to see."),
         }
     }
@@ -203,15 +225,16 @@ impl Screen {
         if self.terminal.is_some() { TERMINAL_REFRESH } else { LINE_REFRESH }
     }
 
-    fn show(&mut self, picture: Picture) {
+    fn show(&mut self, picture: Picture) -> std::io::Result<()> {
         if picture == self.last {
-            return;
+            return Ok(());
         }
         match &self.terminal {
             Some(bar) => bar.set_message(picture.table().join("\n")),
-            None => println!("{}", picture.line()),
+            None => writeln!(std::io::stdout(), "{}", picture.line())?,
         }
         self.last = picture;
+        Ok(())
     }
 }
 
@@ -220,7 +243,7 @@ impl Drop for Screen {
         // The last picture stays, and the shell's prompt comes below it.
         if let Some(bar) = &self.terminal {
             bar.abandon();
-            println!();
+            writeln!(std::io::stdout()).ok();
         }
     }
 }

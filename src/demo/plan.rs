@@ -77,6 +77,15 @@ impl Plan {
             format!("curl {admin}/metrics"),
         ]
     }
+
+    /// Arguments of perch that prove the split to those who doubt it. `None` where nobody keeps a version.
+    #[must_use]
+    pub fn proof(&self) -> Option<String> {
+        let url = format!("https://127.0.0.1:{}/", self.https);
+        (self.affinity == Affinity::ClientIp).then(|| {
+            format!("load {url} --clients 1000 --requests 5 --expect canary={}% --insecure", self.canary_percent)
+        })
+    }
 }
 
 /// The wanted port on 127.0.0.1, or the next free one after it; any for 0. `except` is spoken for already.

@@ -20,6 +20,7 @@ impl Demo {
         let mut command = Command::new(env!("CARGO_BIN_EXE_perch"));
         command.args(["demo", "--port", "0", "--admin-port", "0"]).args(arguments).env("TMPDIR", folder.path());
         let process = Process::start(&mut command);
+        // The last of the commands to try.
         let printed = || process.stdout().contains("/metrics\n");
         eventually(PATIENCE, || printed() || !is_running(&process));
         let find = |scheme: &str| {
@@ -101,6 +102,18 @@ fn sigterm_ends_it_quickly_and_leaves_no_file() {
     // A drain of two seconds at most, on a machine that is busy with other tests.
     assert!(demo.process.wait(Duration::from_secs(10)).success());
     assert_eq!(std::fs::read_dir(demo.folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_ends_it_without_a_word() {
+    let output = Command::new("bash")
+        .args(["-c", "set -o pipefail; \"$0\" demo --port 0 --admin-port 0 | head -n 1"])
+        .arg(env!("CARGO_BIN_EXE_perch"))
+        .output()
+        .unwrap();
+
+    assert!(output.status.success());
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
 }
 
 #[test]
