@@ -184,12 +184,16 @@ impl Policy {
 #[must_use]
 pub fn endpoint_for(key: ClientKey, seeds: impl Iterator<Item = u64>, usable: impl Fn(usize) -> bool) -> Option<usize> {
     let client = mix(fold(key));
-    seeds
-        .enumerate()
-        .map(|(i, seed)| (mix(client ^ seed), i))
-        .filter(|(_, i)| usable(*i))
-        .max_by_key(|(score, i)| (*score, std::cmp::Reverse(*i)))
-        .map(|(_, i)| i)
+    let mut best: Option<(u64, usize)> = None;
+    for (i, seed) in seeds.enumerate() {
+        let score = mix(client ^ seed);
+        // Whether it is usable is asked last and seldom: of n endpoints, some ln(n) are the best so far. Of two equal
+        // ones the first wins.
+        if best.is_none_or(|(highest, _)| score > highest) && usable(i) {
+            best = Some((score, i));
+        }
+    }
+    best.map(|(_, i)| i)
 }
 
 /// The hash of an endpoint's stable identity (its address, or its pod), for [`endpoint_for`].

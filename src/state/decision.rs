@@ -9,7 +9,7 @@ use super::pins::{Pin, Pins};
 use super::snapshot::{Endpoint, Service, Version};
 use crate::config::Affinity;
 use crate::decide::choose::{Asker, endpoint_for, two_choices};
-use crate::decide::{ClientKey, Forced, NoVersion, Why};
+use crate::decide::{ClientKey, Forced, Hold, NoVersion, Why};
 use crate::metrics::Flip;
 
 /// Who gets what, and why.
@@ -41,7 +41,13 @@ pub fn decide(service: &Service, pins: &Pins, client: Client, now: u64) -> Resul
         return spread(service, client, now);
     };
     let key = ClientKey::new(client.address, prefix);
-    let pin = pins.touch(service.id, key, now, timeout);
+    let pin = match pins.touch(service.id, key, now, timeout) {
+        Some(pin) if client.forced.is_none() => match again(service, pin, now) {
+            Ok(decision) => return Ok(decision),
+            Err(pin) => Some(pin),
+        },
+        pin => pin,
+    };
     let decision = place(service, pin.as_ref(), key, client, now)?;
     let version = &service.versions[decision.version].id;
     let known = pin.as_ref().is_some_and(|p| {
@@ -58,6 +64,19 @@ pub fn decide(service: &Service, pins: &Pins, client: Client, now: u64) -> Resul
         pins.keep(service.id, key, Pin { version: *version, endpoint, epoch: service.epoch, why: decision.why }, now);
     }
     Ok(decision)
+}
+
+/// The short way of nearly all requests: within an epoch the split gives a client the same version, so nothing is
+/// hashed, compared or remembered anew. Gives the pin back when the answer might be another.
+fn again(service: &Service, pin: Pin, now: u64) -> Result<Decision, Pin> {
+    let is_same = pin.why == Why::Cohort && pin.epoch == service.epoch && pin.endpoint.health.is_usable(now);
+    let version = service.versions.iter().position(|v| v.id == pin.version);
+    // Held, it has another reason.
+    let is_free = |v: &usize| service.policy.holds.get(*v) == Some(&Hold::None);
+    match version.filter(|v| is_same && is_free(v)) {
+        Some(version) => Ok(Decision { version, endpoint: pin.endpoint, why: Why::Cohort }),
+        None => Err(pin),
+    }
 }
 
 /// The same answer without leaving a trace. `pin` is the client's, if any.
@@ -109,7 +128,7 @@ fn is_usable(service: &Service, version: usize, now: u64) -> bool {
 /// Where a client goes that is not pinned to a usable endpoint.
 fn first_choice(version: &Version, key: ClientKey, now: u64) -> Option<Arc<Endpoint>> {
     let usable = |i: usize| version.endpoints.get(i).is_some_and(|e| e.health.is_usable(now));
-    endpoint_for(key, version.endpoints.iter().map(|e| e.seed), usable).and_then(|i| version.endpoints.get(i)).cloned()
+    endpoint_for(key, version.seeds.iter().copied(), usable).and_then(|i| version.endpoints.get(i)).cloned()
 }
 
 /// Two random choices on requests in flight; the first usable one from there when neither is.

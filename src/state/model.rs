@@ -348,7 +348,8 @@ impl ServiceBuild<'_> {
             let (id, metrics) = identities.version(&config.name, &version.name)?;
             let before = before.and_then(|b| b.versions.iter().find(|v| v.id == id));
             let endpoints = self.endpoints(version, before, identities)?;
-            versions.push(Version { id, name: version.name.clone(), endpoints, metrics });
+            let seeds = endpoints.iter().map(|e| e.seed).collect();
+            versions.push(Version { id, name: version.name.clone(), endpoints, seeds, metrics });
         }
         let policy = Policy { split, when_empty: config.when_empty, holds };
         let moves = before.is_none_or(|b| moves_clients(b, config, &policy));

@@ -6,6 +6,7 @@
 //! neighbourhood is refused rather than let in for an active client of another one: a flood from one network forgets
 //! its own. Losing a pin never changes a client's version unless a drain is under way.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher, RandomState};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -35,7 +36,7 @@ pub struct Pin {
 /// The table.
 #[derive(Debug)]
 pub struct Pins {
-    map: DashMap<PinKey, Stored>,
+    map: DashMap<Known, Stored>,
     /// Of `map`; reserved before a key goes in.
     len: AtomicUsize,
     max_entries: usize,
@@ -65,16 +66,45 @@ impl Hash for PinKey {
     }
 }
 
-/// 24 bytes.
+/// A key of the map and its last use: together they fill 24 bytes, and [`Stored`] 16 more.
+#[derive(Debug)]
+struct Known {
+    key: PinKey,
+    /// In seconds of the caller's clock. No part of the key's identity.
+    used: AtomicU32,
+}
+
+impl Hash for Known {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        self.key.hash(hasher);
+    }
+}
+
+impl PartialEq for Known {
+    fn eq(&self, other: &Self) -> bool {
+        self.key == other.key
+    }
+}
+
+impl Eq for Known {}
+
+impl Borrow<PinKey> for Known {
+    fn borrow(&self) -> &PinKey {
+        &self.key
+    }
+}
+
+/// 16 bytes.
 #[derive(Debug)]
 struct Stored {
     endpoint: Arc<Endpoint>,
     version: VersionId,
-    epoch: u32,
-    /// In seconds of the caller's clock.
-    used: AtomicU32,
-    why: Why,
+    /// The epoch above, the reason in the lowest [`WHY_BITS`].
+    epoch_and_why: u32,
 }
+
+/// Enough for every [`Why`]; the rest is left for epochs.
+const WHY_BITS: u32 = 3;
 
 /// Keys in no order, visited in a circle.
 #[derive(Debug, Default)]
@@ -94,7 +124,7 @@ const RINGS: usize = 64;
 
 /// Pins looked at to make room for one: enough that one of the most crowded neighbourhood is among them, unless that
 /// has few of them, and then it isn't worth much.
-const SCAN: usize = 16;
+const SCAN: usize = 8;
 
 /// A sweep visits one in so many: all of them in about a minute when called once a second.
 const SWEEP_PART: usize = 64;
@@ -136,13 +166,14 @@ impl Pins {
     pub fn touch(&self, service: ServiceId, key: ClientKey, now: u64, timeout: Duration) -> Option<Pin> {
         let now = seconds(now);
         let pin = self.map.get(&PinKey::new(service, key))?;
-        let used = pin.used.load(Ordering::Relaxed);
+        let last = &pin.key().used;
+        let used = last.load(Ordering::Relaxed);
         if is_idle(used, now, seconds_up(timeout)) {
             return None;
         }
         // A store only when the second changed: cores don't fight for the line of a busy client.
         if used < now {
-            pin.used.store(now, Ordering::Relaxed);
+            last.store(now, Ordering::Relaxed);
         }
         Some(pin.to_pin())
     }
@@ -151,14 +182,15 @@ impl Pins {
     #[must_use]
     pub fn peek(&self, service: ServiceId, key: ClientKey, now: u64, timeout: Duration) -> Option<Pin> {
         let pin = self.map.get(&PinKey::new(service, key))?;
-        (!is_idle(pin.used.load(Ordering::Relaxed), seconds(now), seconds_up(timeout))).then(|| pin.to_pin())
+        (!is_idle(pin.key().used.load(Ordering::Relaxed), seconds(now), seconds_up(timeout))).then(|| pin.to_pin())
     }
 
     /// Remembers, or changes what is remembered. When the table is full, see the module's words.
     pub fn keep(&self, service: ServiceId, key: ClientKey, pin: Pin, now: u64) {
         let key = PinKey::new(service, key);
-        let stored = Stored::new(pin, seconds(now));
-        let Some(mut known) = self.map.get_mut(&key) else { return self.insert(key, stored) };
+        let (now, stored) = (seconds(now), Stored::new(pin));
+        let Some(mut known) = self.map.get_mut(&key) else { return self.insert(key, stored, now) };
+        known.key().used.store(now, Ordering::Relaxed);
         *known = stored;
     }
 
@@ -228,8 +260,8 @@ impl Pins {
     ) {
         let (now, timeout) = (seconds(now), seconds_up(timeout));
         for pin in &self.map {
-            if pin.key().service == service && !is_idle(pin.used.load(Ordering::Relaxed), now, timeout) {
-                visit(ClientKey::from_bytes(pin.key().client), pin.version);
+            if pin.key().key.service == service && !is_idle(pin.key().used.load(Ordering::Relaxed), now, timeout) {
+                visit(ClientKey::from_bytes(pin.key().key.client), pin.version);
             }
         }
     }
@@ -246,8 +278,8 @@ impl Pins {
         let now = seconds(now);
         let mut counts = HashMap::new();
         for pin in &self.map {
-            let timeout = timeouts.get(&pin.key().service);
-            if timeout.is_some_and(|t| !is_idle(pin.used.load(Ordering::Relaxed), now, seconds_up(*t))) {
+            let timeout = timeouts.get(&pin.key().key.service);
+            if timeout.is_some_and(|t| !is_idle(pin.key().used.load(Ordering::Relaxed), now, seconds_up(*t))) {
                 *counts.entry(pin.version).or_default() += 1;
             }
         }
@@ -266,7 +298,8 @@ impl Pins {
                     ring.swept = 0;
                     break;
                 };
-                let found = self.map.get(&key).map(|p| (p.used.load(Ordering::Relaxed), p.endpoint.health.is_gone()));
+                let found =
+                    self.map.get(&key).map(|p| (p.key().used.load(Ordering::Relaxed), p.endpoint.health.is_gone()));
                 match found {
                     Some((used, _)) if self.is_expired(key.service, used, now) => {
                         self.remove(key);
@@ -289,10 +322,10 @@ impl Pins {
     }
 
     /// A key that wasn't there a moment ago.
-    fn insert(&self, key: PinKey, stored: Stored) {
-        let now = stored.used.load(Ordering::Relaxed);
+    fn insert(&self, key: PinKey, stored: Stored, now: u32) {
         let mut ring = lock(self.ring(key));
         if let Some(mut known) = self.map.get_mut(&key) {
+            known.key().used.store(now, Ordering::Relaxed);
             *known = stored;
             return;
         }
@@ -309,7 +342,7 @@ impl Pins {
             *seat = key;
         }
         self.crowds.add(key.neighbourhood());
-        self.map.insert(key, stored);
+        self.map.insert(Known { key, used: AtomicU32::new(now) }, stored);
     }
 
     /// Removes one pin of the ring for a newcomer and tells its place in the ring.
@@ -320,7 +353,7 @@ impl Pins {
             let at = ring.hand % ring.keys.len();
             ring.hand = at + 1;
             let key = *ring.keys.get(at)?;
-            let Some(used) = self.map.get(&key).map(|p| p.used.load(Ordering::Relaxed)) else { continue };
+            let Some(used) = self.map.get(&key).map(|p| p.key().used.load(Ordering::Relaxed)) else { continue };
             if self.is_expired(key.service, used, now) {
                 self.remove(key);
                 return ring.keys.get_mut(at);
@@ -365,18 +398,41 @@ impl PinKey {
 }
 
 impl Stored {
-    fn new(pin: Pin, used: u32) -> Self {
-        Self {
-            endpoint: pin.endpoint,
-            version: pin.version,
-            epoch: pin.epoch,
-            used: AtomicU32::new(used),
-            why: pin.why,
-        }
+    /// An epoch beyond 2^29 is cut: it will not be found equal, which costs its clients the short way, no more.
+    fn new(pin: Pin) -> Self {
+        let Pin { version, endpoint, epoch, why } = pin;
+        Self { endpoint, version, epoch_and_why: epoch << WHY_BITS | code(why) }
     }
 
     fn to_pin(&self) -> Pin {
-        Pin { version: self.version, endpoint: self.endpoint.clone(), epoch: self.epoch, why: self.why }
+        Pin {
+            version: self.version,
+            endpoint: self.endpoint.clone(),
+            epoch: self.epoch_and_why >> WHY_BITS,
+            why: why(self.epoch_and_why),
+        }
+    }
+}
+
+const fn code(why: Why) -> u32 {
+    match why {
+        Why::Cohort => 0,
+        Why::Draw => 1,
+        Why::DrainPin => 2,
+        Why::FreezePin => 3,
+        Why::Override => 4,
+        Why::WhenEmpty => 5,
+    }
+}
+
+const fn why(code: u32) -> Why {
+    match code & ((1 << WHY_BITS) - 1) {
+        1 => Why::Draw,
+        2 => Why::DrainPin,
+        3 => Why::FreezePin,
+        4 => Why::Override,
+        5 => Why::WhenEmpty,
+        _ => Why::Cohort,
     }
 }
 

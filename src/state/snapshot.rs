@@ -68,6 +68,8 @@ pub struct Version {
     pub id: VersionId,
     pub name: Arc<str>,
     pub endpoints: Vec<Arc<Endpoint>>,
+    /// The endpoints' seeds, side by side: a choice among thousands reads no endpoint but the best.
+    pub seeds: Vec<u64>,
     pub metrics: Arc<VersionMetrics>,
 }
 

@@ -53,6 +53,16 @@ fn a_kept_client_is_found_again_with_all_that_was_said() {
 }
 
 #[test]
+fn every_reason_is_remembered() {
+    let (pins, e) = (Pins::new(10), endpoint(7));
+    for why in [Why::Cohort, Why::Draw, Why::DrainPin, Why::FreezePin, Why::Override, Why::WhenEmpty] {
+        pins.keep(SERVICE, v4(1), Pin { why, ..pin(3, &e) }, 0);
+
+        assert_eq!(pins.touch(SERVICE, v4(1), 0, HOUR).unwrap().why, why);
+    }
+}
+
+#[test]
 fn a_client_of_one_service_is_unknown_to_another() {
     let pins = Pins::new(10);
 
@@ -134,8 +144,8 @@ fn a_full_network_makes_room_for_itself_by_its_longest_idle_clients() {
 
     let gone: Vec<u32> =
         (0..1_000).filter(|n| pins.touch(SERVICE, v4(0x0a00_0000 + n), 1_000_000, HOUR).is_none()).collect();
-    // Of each sixteen looked at, the longest idle: sixteen neighbours of one ring.
-    assert_eq!(gone, (0..10).map(|n| n * 16).collect::<Vec<u32>>());
+    // Of those looked at each time, neighbours in the one ring, the longest idle.
+    assert_eq!(gone, (0..10).map(|n| n * u32::try_from(SCAN).unwrap()).collect::<Vec<u32>>());
 }
 
 #[test]
@@ -282,7 +292,7 @@ fn threads_that_flood_and_sweep_together_keep_the_books() {
 /// have at most 2^20 keys' room. `cargo bench --bench choose` measures the resident memory.
 #[test]
 fn a_million_pins_fit_128_mib() {
-    let buckets = (1 << 21) * (size_of::<(PinKey, Stored)>() + 1);
+    let buckets = (1 << 21) * (size_of::<(Known, Stored)>() + 1);
     let rings = (1 << 20) * size_of::<PinKey>();
     let rest = 2 << 20;
 
