@@ -5,6 +5,7 @@
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::string_slice,
+    clippy::float_cmp,
     clippy::large_futures,
     reason = "these are tests: a panic is how they fail, and clippy only knows the functions marked #[test]"
 )]

@@ -31,8 +31,11 @@ fn new_address(perch: &TestPerch, listener: &str) -> SocketAddr {
     let mark = format!("listener={listener} address=");
     crate::support::eventually_some(PATIENCE, || {
         let log = perch.stderr();
-        let line =
-            log.lines().filter(|line| line.contains("Listening.")).filter_map(|line| line.split_once(&mark)).last()?;
+        let line = log
+            .lines()
+            .filter(|line| line.contains("Listening."))
+            .filter_map(|line| line.split_once(&mark))
+            .next_back()?;
         line.1.split(' ').next()?.parse().ok()
     })
 }
