@@ -15,7 +15,9 @@ pub(super) struct Cluster {
     pub(super) address: SocketAddr,
     /// With TLS, and this CA; without, plain HTTP.
     pub(super) ca_file: Option<String>,
+    /// The tests' own.
     pub(super) token: String,
+    pub(super) perch_token: String,
     pub(super) namespace: String,
 }
 
@@ -104,6 +106,12 @@ impl Cluster {
         client.response()
     }
 
+    /// It may be starting.
+    pub(super) fn speaks_tls(&self) -> bool {
+        let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        Client::try_tls(localhost, self.address, "localhost", tls_config(&[b"http/1.1"])).is_ok()
+    }
+
     fn path(&self, kind: &str) -> String {
         let group = if kind == "endpointslices" { "/apis/discovery.k8s.io/v1" } else { "/api/v1" };
         format!("{group}/namespaces/{}/{kind}", self.namespace)
@@ -179,7 +187,7 @@ impl Cluster {
             file,
             &format!(
                 "apiVersion: v1\nkind: Config\ncurrent-context: test\nclusters: [{{name: test, cluster: {cluster}}}]\nusers: [{{name: test, user: {{token: {}}}}}]\ncontexts: [{{name: test, context: {{cluster: test, user: test, namespace: {}}}}}]\n",
-                self.token, self.namespace
+                self.perch_token, self.namespace
             ),
         );
     }

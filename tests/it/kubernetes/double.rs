@@ -89,7 +89,13 @@ impl Double {
 
     /// Its only namespace that matters.
     pub(super) fn cluster(&self) -> Cluster {
-        Cluster { address: self.address, ca_file: None, token: "secret".into(), namespace: "lab".into() }
+        Cluster {
+            address: self.address,
+            ca_file: None,
+            token: "secret".into(),
+            perch_token: "secret".into(),
+            namespace: "lab".into(),
+        }
     }
 
     /// What goes wrong from now on.

@@ -4,6 +4,8 @@
 mod cases;
 mod cluster;
 mod double;
+mod manifests;
 mod outage;
 mod query;
+mod real;
 mod traffic;

@@ -234,7 +234,7 @@ fn another_token_is_picked_up() {
     double.cut();
     eventually(PATIENCE, || errors(&perch, "unauthorized") >= 1.0);
 
-    let renewed = Cluster { token: "new".into(), ..cluster };
+    let renewed = Cluster { perch_token: "new".into(), ..cluster };
     renewed.write_kubeconfig(&perch.dir().join("kubeconfig"));
 
     follows(&renewed, &perch, 2);
