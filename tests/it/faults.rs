@@ -348,5 +348,7 @@ fn retries_end_with_their_budget() {
     }
 
     assert!((1..20).contains(&refused), "{refused}");
-    assert_eq!(perch.metric("perch_retries_total{service=\"app\",version=\"stable\"}").unwrap_or(0.0), 0.0);
+    assert!(
+        perch.metric("perch_retries_total{service=\"app\",version=\"stable\"}").is_none_or(|retries| retries < 1.0)
+    );
 }

@@ -17,6 +17,7 @@ mod demo;
 mod drain;
 mod faults;
 mod fields;
+mod frames;
 #[allow(unreachable_pub, reason = "a kit that the modules share")]
 mod front;
 mod health;
@@ -24,9 +25,11 @@ mod http1;
 mod http2;
 mod kubernetes;
 mod load;
+mod process;
 mod reload;
 mod requests;
 mod slow;
+mod split;
 mod streams;
 #[allow(
     dead_code,

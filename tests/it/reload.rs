@@ -15,6 +15,9 @@ fn take_over(perch: &TestPerch, text: &str) {
     let before = generation(perch);
     perch.rewrite_config(text);
     eventually(PATIENCE, || generation(perch) > before);
+    // The listeners follow the snapshot; then it is said.
+    let said = format!("Reloaded the configuration. generation={}", generation(perch));
+    eventually(PATIENCE, || perch.stderr().contains(&said));
 }
 
 /// Writes a configuration and waits until it was refused; what `/readyz` says.
