@@ -8,7 +8,8 @@ fn the_configurations_in_the_manifests_are_valid() {
     for file in ["kubernetes", "lab/overlays/canary", "lab/overlays/blue-green"] {
         let loaded = perch::config::load(&folder.join(file).join("perch.yaml")).unwrap_or_else(|e| panic!("{e}"));
 
-        assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+        // Writes are refused on purpose: what is set in one replica would be unknown to the others.
+        assert!(loaded.warnings.iter().all(|w| w.path == "admin.address"), "{:?}", loaded.warnings);
         let hello = loaded.config.services.iter().find(|s| &*s.name == "hello").unwrap();
         assert!(hello.versions.iter().all(|v| v.kubernetes.is_some()));
     }
