@@ -12,6 +12,7 @@
 
 mod admin;
 mod backend;
+mod bodies;
 mod config;
 mod demo;
 mod drain;
