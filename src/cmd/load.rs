@@ -50,7 +50,7 @@ pub struct Options {
     /// Requests per second, on a fixed schedule (open loop); latencies then count from the schedule
     #[arg(long, env = "PERCH_LOAD_RATE", hide_env = true, value_parser = rate)]
     rate: Option<f64>,
-    /// Requests in flight at most [default: 50; with --rate 1000]
+    /// Requests in flight at most [default: 50; with --rate as many as the limit of open files allows, to 10000]
     #[arg(long, env = "PERCH_LOAD_CONCURRENCY", hide_env = true, value_parser = clap::value_parser!(u32).range(1..))]
     concurrency: Option<u32>,
     /// Threads [default: one per core]
@@ -258,7 +258,12 @@ impl Options {
             }
         };
         let requests = self.requests.unwrap_or(DEFAULT_REQUESTS);
-        let concurrency = self.concurrency.unwrap_or(if self.rate.is_some() { 1000 } else { 50 });
+        let descriptors = descriptors();
+        let concurrency = self.concurrency.unwrap_or(match self.rate {
+            None => CLOSED_CONCURRENCY,
+            // In flight and kept idle, with room for everything else.
+            Some(_) => (descriptors.saturating_sub(64) / 2).clamp(1, OPEN_CONCURRENCY),
+        });
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
         let most = concurrency.min(self.clients) as usize;
         let has_clients = ranges.is_some();
@@ -324,6 +329,20 @@ impl Options {
             percents: self.ramp.clone(),
         }))
     }
+}
+
+/// Users at a time in a closed loop.
+const CLOSED_CONCURRENCY: u32 = 50;
+/// In an open loop the schedule decides; this only keeps a dead server from taking all memory (16 KiB each).
+const OPEN_CONCURRENCY: u32 = 10_000;
+
+/// Raises the limit of open files as far as it may go, and gives it.
+fn descriptors() -> u32 {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
+    let limit = if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
+    u32::try_from(limit).unwrap_or(u32::MAX)
 }
 
 /// Enough to see a flip, few enough to be quick.
