@@ -27,7 +27,7 @@ use crate::runtime;
 #[derive(Debug, Args)]
 pub struct Options {
     /// Percent of the users that get the canary
-    #[arg(long, default_value = "25", value_parser = percent, env = "PERCH_DEMO_CANARY", value_name = "PERCENT")]
+    #[arg(long, default_value = "10", value_parser = percent, env = "PERCH_DEMO_CANARY", value_name = "PERCENT")]
     canary: f64,
 
     /// Who keeps a version: each client address, or nobody
