@@ -69,6 +69,11 @@ impl Buffers {
         self.take(Size::Head)
     }
 
+    /// An empty vector for putting many writes together.
+    pub(crate) fn large_scratch(&self) -> Vec<u8> {
+        self.take(Size::Body)
+    }
+
     /// Takes a scratch vector back.
     pub(crate) fn recycle(&self, data: Vec<u8>) {
         self.give(data);

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::task::{Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HeaderName, HeaderValue};
 use http::{HeaderMap, Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
@@ -70,7 +71,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, connection: Connec
     let timeouts = connection.listener.config.timeouts;
     let limits = connection.listener.config.limits;
     let pace = Rc::<Pace>::default();
-    let stream = Coalesce::new(stream, pace.clone());
+    let stream = Coalesce::new(stream, worker.clone(), pace.clone());
     let tasks = LocalTasks { pace: pace.clone(), write: timeouts.write };
     let session = Rc::new(Session { worker, connection, active: Cell::new(0), begun: Cell::new(0), pace });
     let served = session.clone();
@@ -202,7 +203,7 @@ async fn handle(session: &Rc<Session>, request: Request<Incoming>, stream: Activ
                 }
             };
             open.finish();
-            return response.map(Answer::Own);
+            return response.map(|body| Answer::Own(body, session.clone()));
         }
     };
     drop(parts);
@@ -217,6 +218,17 @@ async fn handle(session: &Rc<Session>, request: Request<Incoming>, stream: Activ
             let response = client_head(&plan, &link, head, length);
             link.buffer.consume(length, &worker.buffers);
             entry.status = head.status;
+            if let Some(body) = whole_body(&link, head).filter(|_| upload.is_complete()) {
+                link.buffer.consume(body.len(), &worker.buffers);
+                entry.bytes_out = body.len() as u64;
+                worker.buffers.recycle(upload.into_head());
+                match head.keeps_alive {
+                    true => worker.pool.checkin(link, worker.millis(entry.started)),
+                    false => upstream::discard(link, &worker.buffers),
+                }
+                open.finish();
+                return response.map(|()| Answer::Own(body, session.clone()));
+            }
             let entry = open.entry.take().expect("it is taken once");
             let relay = Relay::new(session.clone(), stream, entry, link, head, upload, deadlines(session, &plan));
             response.map(|()| Answer::Endpoint(Box::new(relay)))
@@ -227,7 +239,7 @@ async fn handle(session: &Rc<Session>, request: Request<Incoming>, stream: Activ
             let response = respond::error_h2(reason, entry.request_id());
             worker.buffers.recycle(upload.into_head());
             open.finish();
-            response.map(Answer::Own)
+            response.map(|body| Answer::Own(body, session.clone()))
         }
     }
 }
@@ -254,6 +266,23 @@ impl Drop for OpenEntry<'_> {
             entry.reason = Some(Reason::ClientAbort);
         }
         self.finish();
+    }
+}
+
+/// Bytes of a body that may wait for the client's window without its endpoint's connection.
+const WHOLE: usize = 16 * 1024;
+
+/// The body, if all of it came with the head and nothing comes after it, as with most small answers: such a response needs
+/// nothing of its own that lives on.
+fn whole_body(link: &Link, head: ResponseHead) -> Option<Bytes> {
+    let here = link.buffer.unread();
+    if here.len() > WHOLE {
+        return None;
+    }
+    match head.framing {
+        Framing::Empty if here.is_empty() => Some(Bytes::new()),
+        Framing::Length(n) if n == here.len() as u64 => Some(Bytes::copy_from_slice(here)),
+        _ => None,
     }
 }
 
@@ -364,10 +393,11 @@ impl Exchange<'_> {
     async fn await_head(&mut self, link: &mut Link, deadlines: Deadlines) -> Result<usize, Broken> {
         let buffers = &self.session.worker.buffers;
         let upload = &mut self.upload;
+        let kennel = &self.session.worker.kennel;
         let mut dog: Option<Watchdog> = None;
         let mut seen = 0;
         let mut moved = (0, false);
-        poll_fn(|cx| {
+        let waited = poll_fn(|cx| {
             if !upload.is_done()
                 && let Poll::Ready(Err(broken)) = upload.poll(cx, link)
             {
@@ -399,7 +429,7 @@ impl Exchange<'_> {
                     }
                     dog
                 }
-                none => none.insert(Watchdog::new(Instant::now(), wait)),
+                none => none.insert(kennel.take(Instant::now(), wait)),
             };
             moved = now;
             dog.poll(cx).map(|()| {
@@ -409,6 +439,10 @@ impl Exchange<'_> {
                 })
             })
         })
-        .await
+        .await;
+        if let Some(dog) = dog {
+            kennel.give(dog);
+        }
+        waited
     }
 }

@@ -4,6 +4,7 @@
 //! moved only when a deadline comes before the time it is armed for; when it fires too early it is armed again for the
 //! deadline of then. It does not know what the deadline means.
 
+use std::cell::RefCell;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -40,6 +41,33 @@ impl Watchdog {
             self.timer.as_mut().reset(deadline);
         }
         Poll::Pending
+    }
+}
+
+/// A worker's watchdogs that nobody uses now. One that is taken again is mostly armed already, for an earlier time than
+/// needed: that costs a wake-up a minute instead of a timer per request.
+#[derive(Debug, Default)]
+pub(crate) struct Kennel(RefCell<Vec<Watchdog>>);
+
+/// How many a worker keeps.
+const KEPT: usize = 256;
+
+impl Kennel {
+    pub(crate) fn take(&self, now: Instant, after: Duration) -> Watchdog {
+        match self.0.borrow_mut().pop() {
+            Some(mut dog) => {
+                dog.set(now + after);
+                dog
+            }
+            None => Watchdog::new(now, after),
+        }
+    }
+
+    pub(crate) fn give(&self, dog: Watchdog) {
+        let mut kept = self.0.borrow_mut();
+        if kept.len() < KEPT {
+            kept.push(dog);
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::buffer::Buffers;
 use super::connection::Registry;
 use super::upstream::Pool;
+use super::watchdog::Kennel;
 use crate::access_log::AccessLog;
 use crate::config;
 use crate::decide::split::weyl;
@@ -38,6 +39,7 @@ pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) buffers: Buffers,
     pub(crate) pool: Pool,
+    pub(crate) kennel: Kennel,
     pub(crate) registry: Rc<Registry>,
     reader: RefCell<Reader>,
     /// The reader's snapshot behind a count of this thread's own: requests of two workers don't fight for one line.
@@ -60,6 +62,7 @@ impl Worker {
         Self {
             buffers: Buffers::default(),
             pool: Pool::default(),
+            kennel: Kennel::default(),
             registry: Rc::default(),
             reader: RefCell::new(reader),
             log_config: Cell::new(first.config.access_log),

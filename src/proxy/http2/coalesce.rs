@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::super::worker::Worker;
 use super::pace::Pace;
 
 /// Written at once beyond this, so that one connection holds no more.
@@ -18,6 +19,7 @@ const MOST: usize = 64 * 1024;
 #[derive(Debug)]
 pub(super) struct Coalesce<S> {
     inner: S,
+    worker: Rc<Worker>,
     waiting: Vec<u8>,
     sent: usize,
     /// A flush was asked for and not yet done.
@@ -27,8 +29,8 @@ pub(super) struct Coalesce<S> {
 }
 
 impl<S: AsyncWrite + Unpin> Coalesce<S> {
-    pub(super) fn new(inner: S, pace: Rc<Pace>) -> Self {
-        Self { inner, waiting: Vec::new(), sent: 0, is_due: false, pace }
+    pub(super) fn new(inner: S, worker: Rc<Worker>, pace: Rc<Pace>) -> Self {
+        Self { inner, worker, waiting: Vec::new(), sent: 0, is_due: false, pace }
     }
 
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -41,7 +43,7 @@ impl<S: AsyncWrite + Unpin> Coalesce<S> {
             self.pace.written.set(self.pace.written.get() + n as u64);
         }
         // An idle connection keeps nothing.
-        self.waiting = Vec::new();
+        self.worker.buffers.recycle(std::mem::take(&mut self.waiting));
         self.sent = 0;
         if self.is_due {
             ready!(Pin::new(&mut self.inner).poll_flush(cx))?;
@@ -50,8 +52,15 @@ impl<S: AsyncWrite + Unpin> Coalesce<S> {
         Poll::Ready(Ok(()))
     }
 
-    fn has_room(&self) -> bool {
-        self.waiting.len() < MOST
+    /// Makes room for one more write.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.waiting.len() >= MOST {
+            ready!(self.poll_drain(cx))?;
+        }
+        if self.waiting.capacity() == 0 {
+            self.waiting = self.worker.buffers.large_scratch();
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -69,9 +78,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Coalesce<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Coalesce<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if !self.has_room() {
-            ready!(self.poll_drain(cx))?;
-        }
+        ready!(self.poll_room(cx))?;
         self.waiting.extend_from_slice(bytes);
         Poll::Ready(Ok(bytes.len()))
     }
@@ -81,9 +88,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Coalesce<S> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if !self.has_room() {
-            ready!(self.poll_drain(cx))?;
-        }
+        ready!(self.poll_room(cx))?;
         for slice in slices {
             self.waiting.extend_from_slice(slice);
         }

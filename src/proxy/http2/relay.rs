@@ -25,7 +25,7 @@ use crate::reason::Reason;
 
 /// The body of any response.
 pub(super) enum Answer {
-    Own(Bytes),
+    Own(Bytes, Rc<Session>),
     Endpoint(Box<Relay>),
 }
 
@@ -180,8 +180,11 @@ impl Body for Answer {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         match &mut *self {
-            Self::Own(bytes) if bytes.is_empty() => Poll::Ready(None),
-            Self::Own(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Self::Own(bytes, _) if bytes.is_empty() => Poll::Ready(None),
+            Self::Own(bytes, session) => {
+                session.pace.handed();
+                Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes)))))
+            }
             Self::Endpoint(relay) => relay.poll_next(cx).map(|next| match next {
                 Ok(frame) => frame.map(Ok),
                 Err(reason) => {
@@ -194,14 +197,14 @@ impl Body for Answer {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Own(bytes) => bytes.is_empty(),
+            Self::Own(bytes, _) => bytes.is_empty(),
             Self::Endpoint(relay) => relay.live.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Own(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Own(bytes, _) => SizeHint::with_exact(bytes.len() as u64),
             Self::Endpoint(relay) => relay.left.map_or_else(SizeHint::default, SizeHint::with_exact),
         }
     }
