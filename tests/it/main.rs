@@ -25,6 +25,7 @@ mod health;
 mod http1;
 mod http2;
 mod kubernetes;
+mod layers;
 mod load;
 mod process;
 mod reload;

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::body::{self, Decoder, Framing, Piece};
 use super::head::find_end;
 use super::response::HEAD_BYTES;
+use super::upload::Upload;
 use crate::proxy::buffer::{Buffer, Buffers, Size};
 use crate::proxy::stream::Stream;
 use crate::proxy::upstream::Link;
@@ -30,30 +31,7 @@ pub(crate) struct ClientSide {
 }
 
 /// Payload that goes out with the head in one write: one TLS record, one system call.
-const WITH_HEAD: usize = 16 * 1024;
-
-/// A request on its way to an endpoint.
-#[derive(Debug)]
-pub(crate) struct Upload {
-    framing: Framing,
-    decoder: Decoder,
-    /// The head and what goes with it; kept until the response begins, so that it can be sent again.
-    first: Vec<u8>,
-    first_sent: usize,
-    /// Encoded bytes after that.
-    pending: Vec<u8>,
-    pending_sent: usize,
-    /// Bytes at the front of the client's buffer that go out as they are.
-    direct: usize,
-    /// Held back until the endpoint says 100 (RFC 9110 section 10.1.1).
-    pub(crate) is_gated: bool,
-    ended: bool,
-    /// More than `first` was sent: it cannot be sent again.
-    is_streamed: bool,
-    /// The endpoint stopped reading; its answer may still come.
-    is_broken: bool,
-    pub(crate) bytes: u64,
-}
+pub(super) const WITH_HEAD: usize = 16 * 1024;
 
 /// Why an upload or a response cannot go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,179 +40,6 @@ pub(crate) enum Broken {
     Client(Reason),
     /// The endpoint failed.
     Endpoint(Reason),
-}
-
-impl Upload {
-    /// `head` is the endpoint's head; body bytes already read go with it.
-    pub(crate) fn new(head: Vec<u8>, framing: Framing, is_gated: bool) -> Self {
-        Self {
-            framing,
-            decoder: Decoder::new(framing),
-            first: head,
-            first_sent: 0,
-            pending: Vec::new(),
-            pending_sent: 0,
-            direct: 0,
-            is_gated: is_gated && !Decoder::new(framing).is_done(),
-            ended: matches!(framing, Framing::Empty | Framing::Length(0)),
-            is_streamed: false,
-            is_broken: false,
-            bytes: 0,
-        }
-    }
-
-    /// The endpoint's head, for the log and for another attempt.
-    pub(crate) fn head(&self) -> &[u8] {
-        &self.first
-    }
-
-    pub(crate) fn into_head(self) -> Vec<u8> {
-        self.first
-    }
-
-    /// The whole body is read and sent.
-    pub(crate) fn is_done(&self) -> bool {
-        self.ended && self.first_sent == self.first.len() && self.pending_sent == self.pending.len() && self.direct == 0
-    }
-
-    /// Nothing of the body is left in the client's connection.
-    pub(crate) fn is_read(&self) -> bool {
-        self.ended
-    }
-
-    /// Everything that was sent is still here, and nothing is left to read.
-    pub(crate) fn is_replayable(&self) -> bool {
-        self.ended && !self.is_streamed
-    }
-
-    /// Starts again on another connection.
-    pub(crate) fn rewind(&mut self) {
-        self.first_sent = 0;
-        self.is_broken = false;
-    }
-
-    /// Takes body bytes that are here already into the first write, if they are few.
-    pub(crate) fn absorb(&mut self, client: &mut Buffer, buffers: &Buffers) -> Result<(), Reason> {
-        if self.is_gated && client.is_empty() {
-            return Ok(());
-        }
-        // A body that was sent at once did not wait for the 100.
-        self.is_gated = false;
-        while !self.ended && self.first.len() < WITH_HEAD {
-            match self.decoder.next(client.unread()).map_err(|_| Reason::Chunk)? {
-                Piece::Data { skip, len } => {
-                    let data = client.unread().get(skip..skip + len).unwrap_or_default();
-                    body::encode(self.framing, data, &mut self.first);
-                    self.bytes += len as u64;
-                    client.consume(skip + len, buffers);
-                    if self.decoder.is_done() && self.framing != Framing::Chunked {
-                        self.ended = true;
-                    }
-                }
-                Piece::More(n) => {
-                    client.consume(n, buffers);
-                    return Ok(());
-                }
-                Piece::End(n) => {
-                    client.consume(n, buffers);
-                    body::encode_end(self.framing, self.decoder.trailers(), &mut self.first);
-                    self.ended = true;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Sends and reads as much as both sides take. Ready when done, or when the endpoint reads no more.
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        client: &mut Stream,
-        buffer: &mut Buffer,
-        link: &mut Link,
-        buffers: &Buffers,
-    ) -> Poll<Result<(), Broken>> {
-        loop {
-            if self.is_broken {
-                return Poll::Ready(Ok(()));
-            }
-            // Small chunks go out together: a write for each would make few bytes of a client expensive.
-            let gathers = !self.ended && !buffer.is_empty() && (1..WITH_HEAD).contains(&self.pending.len());
-            if !gathers && ready!(self.poll_send(cx, buffer, link, buffers)).is_err() {
-                // Its answer may be on the way: "413" and a closed connection is legitimate (RFC 9112 section 9.5).
-                self.is_broken = true;
-                continue;
-            }
-            if self.ended {
-                return Poll::Ready(Ok(()));
-            }
-            if self.is_gated {
-                return Poll::Pending;
-            }
-            match self.decoder.next(buffer.unread()).map_err(|_| Broken::Client(Reason::Chunk))? {
-                Piece::Data { skip, len } => {
-                    self.is_streamed = true;
-                    self.bytes += len as u64;
-                    if self.framing == Framing::Chunked {
-                        let data = buffer.unread().get(skip..skip + len).unwrap_or_default();
-                        body::encode(self.framing, data, &mut self.pending);
-                        buffer.consume(skip + len, buffers);
-                    } else {
-                        self.direct = len;
-                        self.ended = self.decoder.is_done();
-                    }
-                }
-                Piece::End(n) => {
-                    buffer.consume(n, buffers);
-                    body::encode_end(self.framing, self.decoder.trailers(), &mut self.pending);
-                    self.is_streamed = true;
-                    self.ended = true;
-                }
-                Piece::More(n) => {
-                    buffer.consume(n, buffers);
-                    // What was gathered must not wait for the client's next bytes.
-                    if ready!(self.poll_send(cx, buffer, link, buffers)).is_err() {
-                        self.is_broken = true;
-                        continue;
-                    }
-                    match ready!(buffer.poll_fill(cx, client, Size::Body, buffers)) {
-                        Ok(n) if n > 0 => {}
-                        _ => return Poll::Ready(Err(Broken::Client(Reason::ClientAbort))),
-                    }
-                }
-            }
-        }
-    }
-
-    fn poll_send(
-        &mut self,
-        cx: &mut Context<'_>,
-        buffer: &mut Buffer,
-        link: &mut Link,
-        buffers: &Buffers,
-    ) -> Poll<std::io::Result<()>> {
-        while let Some(rest) = self.first.get(self.first_sent..).filter(|r| !r.is_empty()) {
-            self.first_sent += ready!(Pin::new(&mut link.io).poll_write(cx, rest))?;
-        }
-        while let Some(rest) = self.pending.get(self.pending_sent..).filter(|r| !r.is_empty()) {
-            self.pending_sent += ready!(Pin::new(&mut link.io).poll_write(cx, rest))?;
-        }
-        self.pending.clear();
-        self.pending_sent = 0;
-        while self.direct > 0 {
-            let rest = buffer.unread().get(..self.direct).unwrap_or_default();
-            let n = ready!(Pin::new(&mut link.io).poll_write(cx, rest))?;
-            self.direct -= n;
-            buffer.consume(n, buffers);
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    /// Whose turn it is when nothing moves.
-    fn waits_for_client(&self) -> bool {
-        let is_sent = self.first_sent == self.first.len() && self.pending.is_empty() && self.direct == 0;
-        is_sent && !self.ended && !self.is_gated && !self.is_broken
-    }
 }
 
 /// Deadlines of an exchange.

@@ -10,3 +10,4 @@ pub(crate) mod head;
 pub(crate) mod response;
 pub(crate) mod serve;
 mod tunnel;
+mod upload;

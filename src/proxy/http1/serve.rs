@@ -11,10 +11,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::body::Framing;
-use super::exchange::{self, Broken, ClientSide, Deadlines, Download, Upload, Waited};
+use super::exchange::{self, Broken, ClientSide, Deadlines, Download, Waited};
 use super::head;
 use super::response::{self, ResponseHead};
 use super::tunnel;
+use super::upload::Upload;
 use crate::decide::fields::{self, ConnectionTokens, Field};
 use crate::proxy::attempts::Attempts;
 use crate::proxy::buffer::{Buffer, Size};
