@@ -150,8 +150,18 @@ pub fn start_with(loaded: Loaded, file: Option<PathBuf>, cluster: kubernetes::Op
     };
     let admin = admin_socket.local_addr()?;
     let (orders, receiver) = mpsc::unbounded_channel();
-    let supervisor =
-        Supervisor { file, watch, control: control.clone(), workers, listeners, readiness, shared, access_log };
+    let (ask, questions) = kubernetes::channel();
+    let supervisor = Supervisor {
+        file,
+        watch,
+        control: control.clone(),
+        cluster: ask,
+        workers,
+        listeners,
+        readiness,
+        shared,
+        access_log,
+    };
     supervisor.show_certificates();
     let admin_state = state.clone();
     let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
@@ -161,7 +171,7 @@ pub fn start_with(loaded: Loaded, file: Option<PathBuf>, cluster: kubernetes::Op
                 tokio::spawn(writer.run()),
                 tokio::spawn(checks::run(control.clone())),
                 tokio::spawn(resolve::run(control.clone())),
-                tokio::spawn(kubernetes::run(control, cluster, clock, first_picture)),
+                tokio::spawn(kubernetes::run(control, cluster, clock, first_picture, questions)),
             ];
             let admin = tokio::spawn(admin::serve(admin_socket, admin_state, stop.clone()));
             supervisor.run(receiver).await;
@@ -270,6 +280,7 @@ struct Supervisor {
     file: Option<PathBuf>,
     watch: FileWatch,
     control: Control,
+    cluster: kubernetes::Handle,
     workers: Workers,
     listeners: BTreeMap<Arc<str>, Open>,
     readiness: Readiness,
@@ -351,7 +362,8 @@ impl Supervisor {
         }
         self.warn_of_fixed(&config);
         let listeners = config.listeners.clone();
-        let snapshot = self.control.configure(config).await?;
+        let news = self.cluster.prepare(&config).await;
+        let snapshot = self.control.configure_with(config, news).await?;
 
         let gone: Vec<Arc<str>> =
             self.listeners.keys().filter(|name| !listeners.iter().any(|l| l.name == **name)).cloned().collect();

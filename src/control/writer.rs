@@ -74,10 +74,25 @@ pub struct Writer {
 
 #[derive(Debug)]
 enum Command {
-    Configure { config: Box<Config>, names: Names, answer: oneshot::Sender<Result<Arc<Snapshot>, BuildError>> },
-    Resolved { name: HostPort, addresses: Vec<SocketAddr> },
-    Discovered { news: ClusterNews, answer: Option<oneshot::Sender<()>> },
-    SetWeights { change: WeightChange, who: String, answer: oneshot::Sender<Result<Arc<Snapshot>, WeightError>> },
+    Configure {
+        config: Box<Config>,
+        names: Names,
+        news: ClusterNews,
+        answer: oneshot::Sender<Result<Arc<Snapshot>, BuildError>>,
+    },
+    Resolved {
+        name: HostPort,
+        addresses: Vec<SocketAddr>,
+    },
+    Discovered {
+        news: ClusterNews,
+        answer: Option<oneshot::Sender<()>>,
+    },
+    SetWeights {
+        change: WeightChange,
+        who: String,
+        answer: oneshot::Sender<Result<Arc<Snapshot>, WeightError>>,
+    },
 }
 
 /// The change was not made.
@@ -98,11 +113,19 @@ impl Control {
     /// # Errors
     /// When no snapshot can be built of it (the last good one stays), or perch is stopping.
     pub async fn configure(&self, config: Config) -> Result<Arc<Snapshot>, ControlError> {
+        self.configure_with(config, ClusterNews::default()).await
+    }
+
+    /// As [`Self::configure`], with what a cluster says of it.
+    ///
+    /// # Errors
+    /// See [`Self::configure`].
+    pub async fn configure_with(&self, config: Config, news: ClusterNews) -> Result<Arc<Snapshot>, ControlError> {
         let known: HashSet<HostPort> = self.published.load().config.host_ports().collect();
         let new = config.host_ports().filter(|name| !known.contains(name)).collect();
         let names = resolve::first(new, RESOLVE_FIRST).await;
         let (answer, answered) = oneshot::channel();
-        self.send(Command::Configure { config: Box::new(config), names, answer }).await?;
+        self.send(Command::Configure { config: Box::new(config), names, news, answer }).await?;
         Ok(answered.await.map_err(|_| ControlError::Stopped)??)
     }
 
@@ -249,7 +272,9 @@ impl Writer {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Configure { config, names, answer } => {
+            Command::Configure { config, names, news, answer } => {
+                // Kept even if the configuration is refused: it is what the cluster says.
+                self.model.discover(news);
                 let done = self.model.configure(*config, names, self.clock.now());
                 if done.is_ok() {
                     self.publish();

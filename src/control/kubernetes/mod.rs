@@ -9,9 +9,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tracing::{error, info, warn};
 
 use self::client::Connector;
@@ -72,12 +72,62 @@ pub fn suffices(config: &Config, news: &ClusterNews) -> bool {
         && needs.affinities.iter().all(|(service, _)| news.affinities.iter().any(|(s, _)| s == service))
 }
 
+/// Asks what the cluster says of a configuration that is about to be taken over. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Handle(mpsc::Sender<Question>);
+
+/// A configuration to be, and who wants to know.
+#[derive(Debug)]
+pub struct Question {
+    config: Config,
+    answer: oneshot::Sender<ClusterNews>,
+}
+
+/// How long a reload waits for what the cluster says; later news comes by itself.
+const PREPARE: Duration = Duration::from_secs(2);
+
+/// A handle, and what [`run`] takes.
+#[must_use]
+pub fn channel() -> (Handle, mpsc::Receiver<Question>) {
+    let (sender, questions) = mpsc::channel(1);
+    (Handle(sender), questions)
+}
+
+impl Handle {
+    /// All that `config` needs, so that a version that is new has its endpoints from its first moment on. Nothing when
+    /// the cluster does not answer in time.
+    pub async fn prepare(&self, config: &Config) -> ClusterNews {
+        if !is_needed(config) {
+            return ClusterNews::default();
+        }
+        let asked = async {
+            let (answer, answered) = oneshot::channel();
+            self.0.send(Question { config: config.clone(), answer }).await.ok()?;
+            answered.await.ok()
+        };
+        timeout(PREPARE, asked).await.ok().flatten().unwrap_or_default()
+    }
+}
+
 /// Works until the writer is gone. `first` is dropped with the first complete picture.
-pub async fn run(control: Control, options: Options, clock: Clock, first: Option<Block>) {
+pub async fn run(
+    control: Control,
+    options: Options,
+    clock: Clock,
+    first: Option<Block>,
+    mut questions: mpsc::Receiver<Question>,
+) {
     let mut generations = control.generations();
-    while !is_needed(&control.snapshot().config) {
-        if generations.changed().await.is_err() {
-            return;
+    let mut question = None;
+    while question.is_none() && !is_needed(&control.snapshot().config) {
+        tokio::select! {
+            asked = questions.recv() => match asked {
+                Some(asked) => question = Some(asked),
+                None => return,
+            },
+            changed = generations.changed() => if changed.is_err() {
+                return;
+            },
         }
     }
     metrics::kubernetes_start();
@@ -101,9 +151,13 @@ pub async fn run(control: Control, options: Options, clock: Clock, first: Option
         first,
         dirty: Dirty::default(),
         uncached: false,
+        coming: None,
     };
     controller.follow();
-    controller.run(news).await;
+    if let Some(question) = question {
+        controller.prepare(question);
+    }
+    controller.run(news, questions).await;
 }
 
 /// Of a kubeconfig's context, or of perch's own pod.
@@ -140,6 +194,8 @@ struct Controller {
     dirty: Dirty,
     /// The file is older than what was told.
     uncached: bool,
+    /// What a configuration to be needs, until it is in force; and who waits to hear of it.
+    coming: Option<(Needs, Option<oneshot::Sender<ClusterNews>>)>,
 }
 
 struct Running {
@@ -170,7 +226,7 @@ impl Dirty {
 }
 
 impl Controller {
-    async fn run(mut self, mut news: mpsc::Receiver<(StreamKey, News)>) {
+    async fn run(mut self, mut news: mpsc::Receiver<(StreamKey, News)>, mut questions: mpsc::Receiver<Question>) {
         let mut generations = self.control.generations();
         let mut second = interval(Duration::from_secs(1));
         second.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -185,7 +241,12 @@ impl Controller {
                     for (stream, news) in batch.drain(..) {
                         self.learn(&stream, news);
                     }
+                    self.answer();
                 }
+                question = questions.recv() => match question {
+                    Some(question) => self.prepare(question),
+                    None => break,
+                },
                 () = sleep_until(due.unwrap_or(looked)), if due.is_some() => {
                     looked = Instant::now();
                     if !self.look().await {
@@ -257,6 +318,34 @@ impl Controller {
         news == ClusterNews::default() || self.control.discovered(news).await.is_ok()
     }
 
+    /// Follows what a configuration to be needs, too.
+    fn prepare(&mut self, Question { config, answer }: Question) {
+        self.coming = Some((Needs::of(&config, &self.namespace), Some(answer)));
+        self.follow();
+        self.answer();
+    }
+
+    /// Tells who asked, once all is known.
+    fn answer(&mut self) {
+        let Some((needs, answer)) = &mut self.coming else { return };
+        if answer.is_none() || !needs.streams().iter().all(|s| self.picture.has(s)) {
+            return;
+        }
+        let endpoints = needs.sources.iter().filter_map(|need| {
+            let found = self.picture.endpoints(&need.source, &need.slices, need.pods.as_ref())?;
+            Some((need.source.clone(), found.into()))
+        });
+        let affinities = needs
+            .affinities
+            .iter()
+            .filter_map(|(service, stream)| Some((service.clone(), self.picture.affinity(service, stream)?.0)));
+        let news = ClusterNews { endpoints: endpoints.collect(), affinities: affinities.collect() };
+        if let Some(answer) = answer.take() {
+            // Who waited too long has gone on without.
+            answer.send(news).ok();
+        }
+    }
+
     /// Each snapshot is announced, but only another configuration matters here.
     fn reconfigure(&mut self) {
         let config = self.control.snapshot().config.clone();
@@ -265,6 +354,7 @@ impl Controller {
         }
         self.needs = Needs::of(&config, &self.namespace);
         self.config = config;
+        self.coming = None;
         self.follow();
         // The writer may have forgotten what the configuration did without for a while.
         self.told = ClusterTold::default();
@@ -273,7 +363,8 @@ impl Controller {
 
     /// The streams that are needed, and no others.
     fn follow(&mut self) {
-        let wanted: BTreeSet<StreamKey> = self.needs.streams().into_iter().cloned().collect();
+        let coming = self.coming.iter().flat_map(|(needs, _)| needs.streams());
+        let wanted: BTreeSet<StreamKey> = self.needs.streams().into_iter().chain(coming).cloned().collect();
         self.followers.retain(|key, running| {
             let stays = wanted.contains(key);
             if !stays {

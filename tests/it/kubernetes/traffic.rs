@@ -130,6 +130,30 @@ fn a_rolling_update_and_flips_of_readiness_lose_no_request() {
 }
 
 #[test]
+fn a_reload_to_other_versions_loses_no_request() {
+    let double = Double::start();
+    let cluster = double.cluster();
+    let backend = TestBackend::named("hello");
+    publish(&cluster, &[(&backend, "a")]);
+    let perch = cluster.perch(BY_SERVICE, "");
+    let users = Users::start(&perch);
+
+    for round in 0..4 {
+        // Another version, by another source: neither is known before.
+        let version = format!("{{name: v{round}, kubernetes: {{service: hello, port: {}}}}}", backend.address().port());
+        let source =
+            if round % 2 == 0 { version } else { version.replace(&backend.address().port().to_string(), "http") };
+        perch.rewrite_config(&super::cluster::config(&source, ""));
+        let done = format!("v{round}");
+        eventually(PATIENCE, || {
+            perch.admin_json("/api/v1/services")["services"][0]["versions"][0]["name"] == done.as_str()
+        });
+    }
+
+    assert_eq!(answers(&users.finish()), ["hello"]);
+}
+
+#[test]
 fn an_outage_of_the_api_server_is_not_seen_by_users() {
     let double = Double::start();
     let cluster = double.cluster();
