@@ -23,7 +23,7 @@ impl Random {
         }
     }
 
-    fn bytes(&mut self, size: usize) -> Vec<u8> {
+    fn bytes(&self, size: usize) -> Vec<u8> {
         (0..size)
             .map(|n| u8::try_from((self.0 >> 40) % 26).unwrap().wrapping_add(u8::try_from(n % 97).unwrap()))
             .collect()
