@@ -12,17 +12,18 @@ use std::sync::atomic::AtomicU32;
 use self::cluster::Cluster;
 pub use self::cluster::ClusterNews;
 use self::holds::next_holds;
+use self::identities::Identities;
 use super::health::{Health, RetryBudget};
-use super::snapshot::{Endpoint, EndpointId, Listener, Service, ServiceId, Snapshot, Version, VersionId};
+use super::snapshot::{Endpoint, EndpointId, Listener, Service, ServiceId, Snapshot, Version};
 use crate::config::{self, Config, EndpointAddress, OnDecrease};
 use crate::decide::choose::endpoint_seed;
 use crate::decide::reweigh::{Amount, ReweighError, Standing, reweigh};
 use crate::decide::route::RouteTable;
 use crate::decide::{Policy, Salt, Split, Weight};
-use crate::metrics::{ServiceMetrics, VersionMetrics};
 
 mod cluster;
 mod holds;
+mod identities;
 
 /// A name to resolve: host and port.
 pub type HostPort = (String, u16);
@@ -42,21 +43,6 @@ pub struct Model {
     /// The generation that last moved clients of a service: what compare-and-set compares with.
     moved_at: HashMap<ServiceId, u64>,
     leaving: Vec<Arc<Endpoint>>,
-}
-
-/// Identities once given, by name, for the life of the process.
-#[derive(Debug, Default)]
-struct Identities {
-    services: HashMap<Arc<str>, Identity>,
-    versions: u32,
-    endpoints: u32,
-}
-
-#[derive(Debug)]
-struct Identity {
-    id: ServiceId,
-    metrics: Arc<ServiceMetrics>,
-    versions: HashMap<Arc<str>, (VersionId, Arc<VersionMetrics>)>,
 }
 
 /// No snapshot can be made of this.
@@ -476,38 +462,6 @@ fn sorted(mut addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     addresses.sort_unstable();
     addresses.dedup();
     addresses
-}
-
-impl Identities {
-    fn service(&mut self, name: &Arc<str>) -> Result<(ServiceId, Arc<ServiceMetrics>), BuildError> {
-        let next = u32::try_from(self.services.len()).map_err(|_| BuildError::NoMoreIdentities)?;
-        let known = self.services.entry(name.clone()).or_insert_with(|| Identity {
-            id: ServiceId(next),
-            metrics: Arc::new(ServiceMetrics::new(name)),
-            versions: HashMap::new(),
-        });
-        Ok((known.id, known.metrics.clone()))
-    }
-
-    fn version(&mut self, service: &Arc<str>, name: &Arc<str>) -> Result<(VersionId, Arc<VersionMetrics>), BuildError> {
-        self.service(service)?;
-        let known = self.services.get_mut(service).map(|s| &mut s.versions).ok_or(BuildError::NoMoreIdentities)?;
-        if let Some((id, metrics)) = known.get(name) {
-            return Ok((*id, metrics.clone()));
-        }
-        let id = VersionId(self.versions);
-        self.versions = self.versions.checked_add(1).ok_or(BuildError::NoMoreIdentities)?;
-        let metrics = Arc::new(VersionMetrics::new(service, name));
-        known.insert(name.clone(), (id, metrics.clone()));
-        Ok((id, metrics))
-    }
-
-    fn endpoint(&mut self) -> Result<EndpointId, BuildError> {
-        let id = EndpointId(self.endpoints);
-        // u32::MAX itself stays free: the pin table's endpoint that is nowhere has it.
-        self.endpoints = self.endpoints.checked_add(1).ok_or(BuildError::NoMoreIdentities)?;
-        Ok(id)
-    }
 }
 
 #[cfg(test)]

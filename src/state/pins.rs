@@ -116,8 +116,9 @@ struct Ring {
     swept: usize,
 }
 
-/// So many that a shard of a million pins has 4,000: growing one, under its lock, takes about 0.1 ms.
-const SHARDS: usize = 256;
+/// Few enough that the allocator's rounding of a shard's table is small (a million pins in 256 shards were 10 MiB more),
+/// so many that growing one of them, under its lock, takes well below a millisecond.
+const SHARDS: usize = 64;
 
 /// At most; a small table has one ring.
 const RINGS: usize = 64;
