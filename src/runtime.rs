@@ -308,7 +308,9 @@ impl Supervisor {
                     }
                 },
                 changed = self.watch.changed() => {
-                    if self.file.as_ref().is_some_and(|f| changed.contains(f)) {
+                    // A certificate that was missing may have been all that a refused configuration waited for.
+                    let is_refused = self.readiness.last_reload().error.is_some();
+                    if is_refused || self.file.as_ref().is_some_and(|f| changed.contains(f)) {
                         self.reload().await;
                     } else {
                         self.reload_certificates();
@@ -348,8 +350,9 @@ impl Supervisor {
         for warning in warnings {
             warn!("{warning}");
         }
-        // Watched before they are read, so that no change falls in between.
-        self.watch.set_files(watched(&config, Some(&file.to_owned())));
+        // Watched before they are read, so that no change falls in between; beside those in use, should this be refused.
+        let files = watched(&config, Some(&file.to_owned()));
+        self.watch.set_files(watched(&self.control.snapshot().config, None).into_iter().chain(files.clone()));
         let tls = read_certificates(&config, &places, &self.listeners)?;
         let mut sockets = Vec::new();
         for (position, listener) in config.listeners.iter().enumerate() {
@@ -390,6 +393,7 @@ impl Supervisor {
                 }
             }
         }
+        self.watch.set_files(files);
         self.show_certificates();
         Ok(snapshot.generation)
     }

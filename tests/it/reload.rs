@@ -237,3 +237,15 @@ fn reloads_under_load_lose_nothing() {
 
     load.into_iter().for_each(|thread| thread.join().unwrap());
 }
+
+#[test]
+fn a_refused_reload_is_tried_again_when_its_certificate_arrives() {
+    let front = front();
+    refuse(&front.perch, &tls_config("", "", &[front.backend.address()]));
+
+    write_certificate(front.perch.dir(), "localhost", &["localhost"]);
+    eventually(PATIENCE, || front.perch.metric("perch_config_last_reload_successful") == Some(1.0));
+
+    let https = new_address(&front.perch, "https");
+    assert_eq!(Client::tls(https, "localhost").get("localhost", "/").text(), "stable");
+}
