@@ -179,7 +179,9 @@ impl<W: Write> Sink<W> {
 
     /// Writes the batch; what cannot be written is dropped and counted, and the next batch begins on a new line.
     fn write(&mut self) {
-        if self.is_cut && !self.batch.is_empty() {
+        // Ends the line that was cut; that one is counted already.
+        let mends = self.is_cut && !self.batch.is_empty();
+        if mends {
             self.batch.insert(0, b'\n');
         }
         let mut rest = self.batch.as_slice();
@@ -191,7 +193,9 @@ impl<W: Write> Sink<W> {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(_) | Err(_) => {
-                    rest.iter().filter(|b| **b == b'\n').for_each(|_| metrics::access_log_dropped());
+                    let counted = usize::from(mends && rest.len() == self.batch.len());
+                    let lost = rest.iter().skip(counted).filter(|b| **b == b'\n');
+                    lost.for_each(|_| metrics::access_log_dropped());
                     break;
                 }
             }

@@ -171,8 +171,11 @@ fn a_full_disk_costs_lines_and_never_cuts_a_later_one() {
     let log = AccessLog::new(disk.clone()).unwrap();
     let before = dropped();
 
-    (0..100).for_each(|_| log.log(&ALL, 0, &line()));
-    log.flush(Duration::from_secs(10));
+    // Two batches: the second one meets a disk that was full before.
+    for _ in 0..2 {
+        (0..50).for_each(|_| log.log(&ALL, 0, &line()));
+        log.flush(Duration::from_secs(10));
+    }
     *disk.room.lock().unwrap() = usize::MAX;
     log.log(&ALL, 0, &Line { path: "/later", ..line() });
     log.flush(Duration::from_secs(10));

@@ -401,6 +401,8 @@ fn metrics_satisfy_promtool() {
     metrics::certificates("https", [("hello \"quoted\" \\ name".to_owned(), 1_900_000_000)]);
     let listener = metrics::ListenerMetrics::new("https");
     let _open = listener.opened();
+    metrics::kubernetes_start();
+    metrics::kubernetes_event_age("endpointslices", std::time::Duration::from_secs(1));
 
     let text = admin.get("/metrics").body;
 
