@@ -11,7 +11,11 @@ use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
+use self::outcomes::Tally;
+use crate::decide::guard::Outcomes;
 use crate::reason::Reason;
+
+mod outcomes;
 
 /// A metric's name and meaning.
 #[derive(Clone, Copy, Debug)]
@@ -190,6 +194,7 @@ pub struct VersionMetrics {
     failures: Box<[OnceLock<Counter>]>,
     retries: Counter,
     recent: Recent,
+    tally: Tally,
 }
 
 impl VersionMetrics {
@@ -205,6 +210,7 @@ impl VersionMetrics {
             failures: Reason::ALL.iter().map(|_| OnceLock::new()).collect(),
             retries: counter(RETRIES, &labels),
             recent: Recent::default(),
+            tally: Tally::default(),
         }
     }
 
@@ -213,6 +219,17 @@ impl VersionMetrics {
         self.request_counter(method, status).increment(1);
         self.duration.record(seconds);
         self.recent.total.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How a finished request went, for the guard of a ramp. `has_failed`: the version's fault, not the client's or perch's.
+    pub fn outcome(&self, took: std::time::Duration, has_failed: bool) {
+        self.tally.count(took, has_failed);
+    }
+
+    /// How requests went since the process began. Two readings make a window.
+    #[must_use]
+    pub fn outcomes(&self) -> Outcomes {
+        self.tally.read()
     }
 
     #[expect(clippy::indexing_slicing, reason = "all three positions are bounded in the lines above their use")]

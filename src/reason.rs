@@ -105,6 +105,28 @@ reasons! {
     Internal "internal" 500 "The proxy made a mistake.",
 }
 
+impl Reason {
+    /// The version that was to answer is at fault: not the client, and not perch.
+    #[must_use]
+    pub const fn blames_version(self) -> bool {
+        matches!(
+            self,
+            Self::NoReadyEndpoint
+                | Self::ConnectRefused
+                | Self::ConnectTimeout
+                | Self::ConnectFailed
+                | Self::ResponseTimeout
+                | Self::Reset
+                | Self::ResetOnReuse
+                | Self::BadResponse
+                | Self::Bad101
+                | Self::UpstreamTruncated
+                | Self::UpstreamStalled
+                | Self::RetryBudget
+        )
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())

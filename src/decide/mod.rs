@@ -9,6 +9,7 @@ pub mod client_address;
 pub mod client_key;
 pub mod explain;
 pub mod fields;
+pub mod guard;
 pub mod proxy_protocol;
 pub mod reweigh;
 pub mod route;

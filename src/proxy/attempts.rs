@@ -28,6 +28,7 @@ pub(crate) struct Attempts<'a> {
     /// Endpoints that failed; no allocation while none has.
     tried: Vec<Arc<Endpoint>>,
     count: u32,
+    has_failed: bool,
     wants_fresh: bool,
     now: u64,
 }
@@ -37,12 +38,17 @@ impl<'a> Attempts<'a> {
         let now = worker.millis(started);
         plan.service.retry_budget.request(now);
         let endpoint = plan.decision.endpoint.clone();
-        Self { worker, plan, endpoint, tried: Vec::new(), count: 0, wants_fresh: false, now }
+        Self { worker, plan, endpoint, tried: Vec::new(), count: 0, has_failed: false, wants_fresh: false, now }
     }
 
     /// How many were begun.
     pub(crate) fn count(&self) -> u32 {
         self.count
+    }
+
+    /// One of them failed through the endpoint's fault. A kept connection that ended says nothing about its endpoint.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.has_failed
     }
 
     fn version(&self) -> Option<&'a Version> {
@@ -96,12 +102,13 @@ impl<'a> Attempts<'a> {
     }
 
     /// Counts a failure against the endpoint.
-    fn blame(&self, version: &Version, reason: Reason) {
+    fn blame(&mut self, version: &Version, reason: Reason) {
         version.metrics.upstream_failure(reason);
         // Our own lack of ports or descriptors is not the endpoint's fault.
         if reason == Reason::LocalPorts {
             return;
         }
+        self.has_failed = true;
         let rules = &self.plan.service.config.ejection;
         let now = self.worker.now_millis();
         let cap = || cap_allows(version.endpoints.iter().map(|e| &e.health), now, rules.max_percent);

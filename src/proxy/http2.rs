@@ -353,7 +353,7 @@ impl Exchange<'_> {
         let mut attempts = Attempts::new(&session.worker, self.plan, entry.started);
         loop {
             let mut link = attempts.link().await.map_err(Broken::Endpoint)?;
-            entry.attempt(&link, attempts.count());
+            entry.attempt(&link, &attempts);
             match self.final_head(&mut link).await {
                 Ok((head, length)) => {
                     attempts.succeeded(&link);

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
+use super::attempts::Attempts;
 use super::connection::Connection;
 use super::request::{Plan, Protocol, Spans};
 use super::upstream::Link;
@@ -33,6 +34,8 @@ pub(crate) struct Entry {
     served_by: Option<ServedBy>,
     endpoint: Option<Arc<Endpoint>>,
     attempts: u32,
+    /// An attempt before the last one failed.
+    has_failed: bool,
     upstream: Option<Duration>,
     /// Only when lines are written at all.
     words: Option<Box<Words>>,
@@ -69,6 +72,7 @@ impl Entry {
             served_by: None,
             endpoint: None,
             attempts: 0,
+            has_failed: false,
             upstream: None,
             words: None,
             is_logged: worker.access_log_config().format != LogFormat::Off,
@@ -127,9 +131,10 @@ impl Entry {
     }
 
     /// An endpoint is being tried.
-    pub(crate) fn attempt(&mut self, link: &Link, count: u32) {
+    pub(crate) fn attempt(&mut self, link: &Link, attempts: &Attempts<'_>) {
         self.endpoint = Some(link.endpoint.clone());
-        self.attempts = count;
+        self.attempts = attempts.count();
+        self.has_failed = attempts.has_failed();
     }
 
     /// The endpoint's final head is here.
@@ -139,12 +144,32 @@ impl Entry {
         }
     }
 
+    /// Whether the version failed; `None` when the request says nothing about it.
+    fn judge(&self) -> Option<bool> {
+        match self.reason {
+            // A tunnel lasts as long as its users like.
+            None if self.status == 101 => None,
+            None => Some(self.has_failed || self.status >= 500),
+            Some(reason) if reason.blames_version() => Some(true),
+            // The client's fault, perhaps after an answer had begun. Its time counts: clients give up on the slow.
+            Some(reason) if reason.status() < 500 => {
+                Some(self.has_failed || (self.status >= 500 && self.status != reason.status()))
+            }
+            Some(_) => None,
+        }
+    }
+
     /// Counts and logs.
     pub(crate) fn finish(self, worker: &Worker, connection: &Connection) {
         let duration = self.started.elapsed();
         let version = self.served_by.as_ref().and_then(|s| s.service.versions.get(s.version));
         match (version, self.reason) {
-            (Some(version), _) => version.metrics.request(self.method, self.status, duration.as_secs_f64()),
+            (Some(version), _) => {
+                version.metrics.request(self.method, self.status, duration.as_secs_f64());
+                if let Some(has_failed) = self.judge() {
+                    version.metrics.outcome(duration, has_failed);
+                }
+            }
             (None, Some(reason)) => metrics::rejected(reason),
             (None, None) => {}
         }

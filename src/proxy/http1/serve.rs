@@ -183,7 +183,7 @@ impl Session {
         let mut attempts = Attempts::new(&worker, plan, entry.started);
         loop {
             let mut link = attempts.link().await.map_err(Broken::Endpoint)?;
-            entry.attempt(&link, attempts.count());
+            entry.attempt(&link, &attempts);
             match self.final_head(&mut link, plan, upload, deadlines).await {
                 Ok((head, length)) => {
                     attempts.succeeded(&link);
