@@ -15,6 +15,7 @@ pub mod reweigh;
 pub mod route;
 pub mod slices;
 pub mod split;
+pub mod stats;
 pub mod target;
 
 pub use choose::{Choice, Forced, Hold, NoVersion, Policy, WhenEmpty, Why};

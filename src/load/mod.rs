@@ -25,7 +25,6 @@ pub mod page;
 pub mod plan;
 pub mod progress;
 pub mod ramp;
-pub mod stats;
 pub mod table;
 pub mod tally;
 pub mod tls;

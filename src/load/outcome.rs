@@ -9,9 +9,9 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::plan::{Pace, Plan, Protocol};
-use super::stats::{Share, wilson};
 use super::tally::{Client, SLOT, Tally, Times};
 use super::verdict::Finding;
+use crate::decide::stats::{Share, wilson};
 
 /// The whole run.
 #[derive(Debug, Serialize)]

@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::outcome::{Direction, Moves};
-use super::stats::binomial_p;
 use super::tally::{Client, Seen};
 use super::verdict::{Finding, grouped, percent};
 use super::version::VersionId;
+use crate::decide::stats::binomial_p;
 
 /// The change of the ramped version's share.
 #[derive(Clone, Copy, Debug)]

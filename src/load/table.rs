@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use super::outcome::{Counts, Latency, Outcome, Step, Verdict};
-use super::stats::Share;
 use super::verdict::grouped;
+use crate::decide::stats::Share;
 
 /// The whole outcome as text, with its last line the verdict.
 #[must_use]

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::Serialize;
 
 use super::outcome::{Counts, Resolution};
-use super::stats::{accepted, binomial_p, chi_square_p, half_width};
+use crate::decide::stats::{accepted, binomial_p, chi_square_p, half_width};
 
 /// `canary=10%`.
 #[derive(Clone, Debug, PartialEq)]

@@ -121,7 +121,7 @@ pub(super) fn shares(outcome: &Outcome) -> Result<String, Unplottable> {
         mesh(&mut chart, Axis::new("seconds", &plain, 12), Axis::new("share of the visits", &percents, 6))?;
         for (index, version) in outcome.total.versions.iter().enumerate() {
             // Stretches without a visit know nothing.
-            let points: Vec<(f64, crate::load::stats::Share)> = outcome
+            let points: Vec<(f64, crate::decide::stats::Share)> = outcome
                 .timeline
                 .iter()
                 .filter(|m| m.versions.iter().any(|v| v.visits > 0))

@@ -1,8 +1,8 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::decide::stats::wilson;
 use crate::load::outcome::{Bytes, Clients, Connections, Flips, Latency, Version};
-use crate::load::stats::wilson;
 
 /// Counts of a run in which each client sent one request.
 fn counts(clients: &[(&str, u64)]) -> Counts {

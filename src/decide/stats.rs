@@ -1,4 +1,4 @@
-//! The statistics of a verdict: what counts can say about a share.
+//! What counts can say about a share: the statistics of the load test's verdict and of the observed shares.
 //!
 //! Pure functions over counts. The distributions are `statrs`'s; what is here is which tail, which interval and which
 //! wording. Intervals are Wilson's at 95 % (good for small shares, never outside 0 to 1), p-values are exact and
@@ -25,17 +25,22 @@ pub struct Share {
 #[must_use]
 #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
 pub fn wilson(hits: u64, n: u64) -> Share {
-    if n == 0 {
-        return Share { value: 0.0, low: 0.0, high: 1.0 };
+    let value = if n == 0 { 0.0 } else { hits as f64 / n as f64 };
+    interval(value, n as f64)
+}
+
+/// Wilson's interval around a share that was seen in `n` independent trials; they may be an effective number.
+#[must_use]
+pub fn interval(value: f64, n: f64) -> Share {
+    if n <= 0.0 {
+        return Share { value, low: 0.0, high: 1.0 };
     }
-    let (hits, n) = (hits as f64, n as f64);
-    let value = hits / n;
     let z2 = Z95 * Z95;
     let centre = (value + z2 / (2.0 * n)) / (1.0 + z2 / n);
     let half = Z95 * (value * (1.0 - value) / n + z2 / (4.0 * n * n)).sqrt() / (1.0 + z2 / n);
     // At the ends the formula is exact but rounds to 1e-17 beside them.
-    let low = if hits <= 0.0 { 0.0 } else { (centre - half).max(0.0) };
-    let high = if hits >= n { 1.0 } else { (centre + half).min(1.0) };
+    let low = if value <= 0.0 { 0.0 } else { (centre - half).max(0.0) };
+    let high = if value >= 1.0 { 1.0 } else { (centre + half).min(1.0) };
     Share { value, low, high }
 }
 
