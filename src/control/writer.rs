@@ -2,8 +2,9 @@
 //! [`Control`], which is. One snapshot, one swap, one generation.
 //!
 //! Who waits for an answer (a configuration, a weight) is published at once. What comes by itself (resolved names, news
-//! of a cluster) settles first: 20 ms after the last change, at most 200 ms after the first, and at most ten times a
-//! second. A build that fails keeps the last good snapshot. The writer also keeps house: it sweeps pins and ends drains.
+//! of a cluster) settles for 20 ms, and is published at most ten times a second: whatever else comes, it is in force
+//! 100 ms later. A build that fails keeps the last good snapshot. The writer also keeps house: it sweeps pins and ends
+//! drains.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -23,13 +24,10 @@ use crate::state::pins::Pins;
 use crate::state::publish::Published;
 use crate::state::snapshot::{EndpointId, ServiceId, Snapshot};
 
-/// Without a further change for so long, changes are published.
+/// From the first change to its publication. Not from the last one: under a storm there is no last one.
 const SETTLE: Duration = Duration::from_millis(20);
 
-/// So long after the first change they are published in any case.
-const SETTLE_AT_MOST: Duration = Duration::from_millis(200);
-
-/// Between publications of what comes by itself.
+/// Between publications of what comes by itself: a change waits for so long at most.
 const PACE: Duration = Duration::from_millis(100);
 
 /// From the publication of a snapshot without an endpoint until that is marked gone. A request that decides on the
@@ -59,8 +57,8 @@ pub struct Writer {
     published: Published,
     commands: mpsc::Receiver<Command>,
     generation: watch::Sender<u64>,
-    /// First and last change that isn't published yet.
-    unpublished: Option<(Instant, Instant)>,
+    /// The first change that isn't published yet.
+    unpublished: Option<Instant>,
     /// When what came by itself was last published.
     rebuilt: Option<Instant>,
     /// When the endpoints that a cluster calls draining are marked so.
@@ -242,28 +240,19 @@ impl Writer {
         let mut second = interval(Duration::from_secs(1));
         second.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let settled = self.unpublished.map(|(first, last)| {
-                let calm = (last + SETTLE).min(first + SETTLE_AT_MOST);
-                self.rebuilt.map_or(calm, |rebuilt| calm.max(rebuilt + PACE))
-            });
-            let drained = self
-                .model
-                .next_deadline()
-                .filter(|_| !self.is_stuck)
-                .map(|deadline| Instant::now() + Duration::from_millis(deadline.saturating_sub(self.clock.now())));
-            let due = [settled, drained].into_iter().flatten().min();
+            let due = self.due();
             let draining = self.draining_due;
             tokio::select! {
                 // A burst is one snapshot: commands first, unless what came before them has waited long enough.
                 biased;
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some_and(|due| due <= Instant::now()) => {
-                    self.rebuild();
+                    self.rebuild_due();
                 }
                 command = self.commands.recv() => match command {
                     Some(command) => self.obey(command),
                     None => return,
                 },
-                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.rebuild(),
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.rebuild_due(),
                 () = sleep_until(draining.unwrap_or_else(Instant::now)), if draining.is_some() => self.mark_draining(),
                 _ = second.tick() => self.keep_house(),
             }
@@ -317,8 +306,33 @@ impl Writer {
 
     /// Something came by itself.
     fn settle(&mut self) {
-        let now = Instant::now();
-        self.unpublished = Some((self.unpublished.map_or(now, |(first, _)| first), now));
+        self.unpublished.get_or_insert_with(Instant::now);
+    }
+
+    /// When what came by itself is to be published, or a drain ends.
+    fn due(&self) -> Option<Instant> {
+        let settled = self.unpublished.map(|first| {
+            let settled = first + SETTLE;
+            self.rebuilt.map_or(settled, |rebuilt| settled.max(rebuilt + PACE))
+        });
+        let drained = self
+            .model
+            .next_deadline()
+            .filter(|_| !self.is_stuck)
+            .map(|deadline| Instant::now() + Duration::from_millis(deadline.saturating_sub(self.clock.now())));
+        [settled, drained].into_iter().flatten().min()
+    }
+
+    /// With what has already come, which would otherwise wait for the next publication.
+    fn rebuild_due(&mut self) {
+        for _ in 0..COMMANDS {
+            let Ok(command) = self.commands.try_recv() else { break };
+            self.obey(command);
+        }
+        // Unless one of them was published with all the others.
+        if self.due().is_some_and(|due| due <= Instant::now()) {
+            self.rebuild();
+        }
     }
 
     fn shown_weights(&self, service: &str) -> String {

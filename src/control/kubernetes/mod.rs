@@ -51,8 +51,12 @@ impl Default for Options {
     }
 }
 
-/// Between two looks at what changed. The writer settles and paces on top of it; this bounds the work of looking.
-const STEP: Duration = Duration::from_millis(10);
+/// Between two looks at what changed, at least. The writer settles and paces on top of it.
+const STEP: Duration = Duration::from_millis(1);
+const LONGEST_STEP: Duration = Duration::from_millis(40);
+
+/// Looking takes a fifth of a core at most, however many events there are.
+const STEP_PER_LOOK: u32 = 4;
 
 /// News under way; more make the watches wait, and the API server buffer.
 const NEWS: usize = 1024;
@@ -232,8 +236,9 @@ impl Controller {
         second.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut batch = Vec::new();
         let mut looked = Instant::now();
+        let mut step = STEP;
         loop {
-            let due = (!self.dirty.is_empty()).then(|| looked + STEP);
+            let due = (!self.dirty.is_empty()).then(|| looked + step);
             tokio::select! {
                 count = news.recv_many(&mut batch, NEWS), if due.is_none_or(|due| due > Instant::now()) => {
                     // The sender is ours: this never ends by itself.
@@ -248,10 +253,12 @@ impl Controller {
                     None => break,
                 },
                 () = sleep_until(due.unwrap_or(looked)), if due.is_some() => {
-                    looked = Instant::now();
+                    let began = Instant::now();
                     if !self.look().await {
                         break;
                     }
+                    looked = Instant::now();
+                    step = (looked.duration_since(began) * STEP_PER_LOOK).clamp(STEP, LONGEST_STEP);
                 }
                 changed = generations.changed() => {
                     if changed.is_err() {

@@ -184,3 +184,42 @@ async fn who_asks_a_stopped_writer_is_told() {
     assert!(matches!(control.set_weights(change, "test".into()).await, Err(ControlError::Stopped)));
     assert!(control.is_stopped());
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_alone_is_published_after_it_settled() {
+    let (control, _) = start(vec![named()]).await;
+    sleep(Duration::from_secs(1)).await;
+    let began = Instant::now();
+
+    control.resolved(name(), vec![([10, 0, 0, 1], 80).into()]).await.unwrap();
+    generation(&control, 2).await;
+
+    // The timer's grain.
+    assert!(began.elapsed() <= SETTLE + Duration::from_millis(2), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn under_a_storm_each_change_is_published_within_the_pace_and_never_faster() {
+    let (control, _) = start(vec![named()]).await;
+    let mut generations = control.generations();
+    generations.mark_unchanged();
+    let mut published = Vec::new();
+    let mut longest = Duration::ZERO;
+    let mut waiting: Option<Instant> = None;
+
+    for n in 0u32..2_000 {
+        control.resolved(name(), vec![(n.to_be_bytes(), 80).into()]).await.unwrap();
+        waiting.get_or_insert_with(Instant::now);
+        sleep(Duration::from_millis(1)).await;
+        if generations.has_changed().unwrap() {
+            generations.borrow_and_update();
+            published.push(Instant::now());
+            longest = longest.max(waiting.take().unwrap().elapsed());
+        }
+    }
+
+    // The grain of the timer and of this loop.
+    assert!(longest <= PACE + Duration::from_millis(3), "{longest:?}");
+    assert!(published.windows(2).all(|w| w[1] - w[0] >= PACE - Duration::from_millis(1)), "{published:?}");
+    assert!((19..=21).contains(&published.len()), "{}", published.len());
+}
