@@ -18,12 +18,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::Instant;
 
 use super::attempts::Attempts;
-use super::buffer::Size;
+use super::awaited::{Broken, Deadlines, HeadWait, Upward};
 use super::connection::Connection;
 use super::http1::body::Framing;
-use super::http1::exchange::Broken;
-use super::http1::head::find_end;
-use super::http1::response::{self, HEAD_BYTES, ResponseHead};
+use super::http1::response::{self, ResponseHead};
 use super::journal::Entry;
 use super::request::{self, Instead, Line, Plan, Protocol};
 use super::respond;
@@ -230,7 +228,8 @@ async fn handle(session: &Rc<Session>, request: Request<Incoming>, stream: Activ
                 return response.map(|()| Answer::Own(body, session.clone()));
             }
             let entry = open.entry.take().expect("it is taken once");
-            let relay = Relay::new(session.clone(), stream, entry, link, head, upload, deadlines(session, &plan));
+            let relay =
+                Relay::new(session.clone(), stream, entry, link, head, upload, Deadlines::of(connection, &plan));
             response.map(|()| Answer::Endpoint(Box::new(relay)))
         }
         Err(Broken::Client(reason) | Broken::Endpoint(reason)) => {
@@ -323,23 +322,6 @@ fn client_head(plan: &Plan, link: &Link, head: ResponseHead, length: usize) -> R
     response
 }
 
-/// Deadlines towards the endpoint and the client.
-#[derive(Clone, Copy, Debug)]
-struct Deadlines {
-    response_head: Duration,
-    response_body: Duration,
-    request_body: Duration,
-}
-
-fn deadlines(session: &Session, plan: &Plan) -> Deadlines {
-    let endpoint = &plan.service.config.timeouts;
-    Deadlines {
-        response_head: endpoint.response_head,
-        response_body: endpoint.body,
-        request_body: session.connection.listener.config.timeouts.body,
-    }
-}
-
 /// One stream's way to an endpoint, until its answer has begun.
 struct Exchange<'a> {
     session: &'a Rc<Session>,
@@ -375,7 +357,7 @@ impl Exchange<'_> {
 
     /// Sends the request and waits for the final head; interim ones end here, since hyper cannot pass them on.
     async fn final_head(&mut self, link: &mut Link) -> Result<(ResponseHead, usize), Broken> {
-        let deadlines = deadlines(self.session, self.plan);
+        let deadlines = Deadlines::of(&self.session.connection, self.plan);
         for _ in 0..16 {
             let length = self.await_head(link, deadlines).await?;
             let bytes = link.buffer.unread().get(..length).unwrap_or_default();
@@ -391,53 +373,25 @@ impl Exchange<'_> {
     }
 
     async fn await_head(&mut self, link: &mut Link, deadlines: Deadlines) -> Result<usize, Broken> {
-        let buffers = &self.session.worker.buffers;
+        let Worker { buffers, kennel, .. } = &*self.session.worker;
         let upload = &mut self.upload;
-        let kennel = &self.session.worker.kennel;
+        // Taken when there is something to wait for.
         let mut dog: Option<Watchdog> = None;
-        let mut seen = 0;
-        let mut moved = (0, false);
+        let mut wait = HeadWait::default();
         let waited = poll_fn(|cx| {
-            if !upload.is_done()
-                && let Poll::Ready(Err(broken)) = upload.poll(cx, link)
-            {
-                return Poll::Ready(Err(broken));
+            if let Poll::Ready(head) = wait.poll(cx, upload, link, buffers) {
+                return Poll::Ready(head);
             }
-            loop {
-                if let Some(end) = find_end(link.buffer.unread(), seen) {
-                    return Poll::Ready(Ok(end));
-                }
-                seen = link.buffer.len();
-                if seen > HEAD_BYTES {
-                    return Poll::Ready(Err(Broken::Endpoint(Reason::BadResponse)));
-                }
-                match link.buffer.poll_fill(cx, &mut link.io, Size::Body, buffers) {
-                    Poll::Ready(Ok(n)) if n > 0 => {}
-                    Poll::Ready(_) => {
-                        let reason = if seen == 0 { Reason::Reset } else { Reason::BadResponse };
-                        return Poll::Ready(Err(Broken::Endpoint(reason)));
-                    }
-                    Poll::Pending => break,
+            let now = upload.progress();
+            if let Some(after) = wait.rearm(now, &deadlines) {
+                let at = Instant::now();
+                match &mut dog {
+                    Some(dog) => dog.set(at + after),
+                    none => *none = Some(kennel.take(at, after)),
                 }
             }
-            let now = (upload.bytes, upload.is_done());
-            let wait = if upload.is_done() { deadlines.response_head } else { deadlines.request_body };
-            let dog = match &mut dog {
-                Some(dog) => {
-                    if moved != now {
-                        dog.set(Instant::now() + wait);
-                    }
-                    dog
-                }
-                none => none.insert(kennel.take(Instant::now(), wait)),
-            };
-            moved = now;
-            dog.poll(cx).map(|()| {
-                Err(match upload.waits_for_client() {
-                    true => Broken::Client(Reason::BodyTimeout),
-                    false => Broken::Endpoint(Reason::ResponseTimeout),
-                })
-            })
+            let Some(dog) = &mut dog else { return Poll::Pending };
+            dog.poll(cx).map(|()| Err(now.late()))
         })
         .await;
         if let Some(dog) = dog {

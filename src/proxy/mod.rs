@@ -7,6 +7,7 @@
 
 mod accept;
 mod attempts;
+mod awaited;
 mod buffer;
 mod connection;
 mod http1;

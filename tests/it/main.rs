@@ -42,3 +42,4 @@ mod streams;
 mod support;
 mod tls;
 mod upgrade;
+mod waits;

@@ -13,9 +13,8 @@ use tokio::io::AsyncWrite;
 use tokio::time::Instant;
 
 use super::body::{self, Decoder, Framing, Piece};
-use super::head::find_end;
-use super::response::HEAD_BYTES;
-use super::upload::Upload;
+use super::upload::{Upload, Upwards};
+use crate::proxy::awaited::{Broken, Deadlines, HeadWait, Upward};
 use crate::proxy::buffer::{Buffer, Buffers, Size};
 use crate::proxy::stream::Stream;
 use crate::proxy::upstream::Link;
@@ -32,31 +31,6 @@ pub(crate) struct ClientSide {
 
 /// Payload that goes out with the head in one write: one TLS record, one system call.
 pub(super) const WITH_HEAD: usize = 16 * 1024;
-
-/// Why an upload or a response cannot go on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Broken {
-    /// The client sent nonsense, too slowly, or went away.
-    Client(Reason),
-    /// The endpoint failed.
-    Endpoint(Reason),
-}
-
-/// Deadlines of an exchange.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Deadlines {
-    /// From the request sent to the response's head.
-    pub(crate) response_head: Duration,
-    /// Without a byte of the response's body.
-    pub(crate) response_body: Duration,
-    /// Without a byte of the request's body.
-    pub(crate) request_body: Duration,
-    /// Without the client taking anything.
-    pub(crate) write: Duration,
-}
-
-/// How long a body is held back for a 100 that does not come (reliability.md B10).
-const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 
 /// What ended the wait for a head.
 #[derive(Debug, PartialEq, Eq)]
@@ -75,46 +49,18 @@ pub(crate) async fn await_head(
     deadlines: Deadlines,
     buffers: &Buffers,
 ) -> Result<Waited, Broken> {
-    let start = Instant::now();
-    let mut seen = 0;
-    let state = |upload: &Upload| (upload.bytes, upload.is_done(), upload.waits_for_client());
-    let mut moved = state(upload);
     let ClientSide { stream, buffer, dog } = client;
-    dog.set(start + if upload.is_gated { CONTINUE_WAIT } else { deadlines.response_head });
+    let mut upload = Upwards { upload, stream, buffer, buffers };
+    let mut wait = HeadWait::default();
     poll_fn(|cx| {
-        if !upload.is_done()
-            && let Poll::Ready(Err(broken)) = upload.poll(cx, stream, buffer, link, buffers)
-        {
-            return Poll::Ready(Err(broken));
+        if let Poll::Ready(head) = wait.poll(cx, &mut upload, link, buffers) {
+            return Poll::Ready(head.map(Waited::Head));
         }
-        loop {
-            if let Some(end) = find_end(link.buffer.unread(), seen) {
-                return Poll::Ready(Ok(Waited::Head(end)));
-            }
-            seen = link.buffer.len();
-            if seen > HEAD_BYTES {
-                return Poll::Ready(Err(Broken::Endpoint(Reason::BadResponse)));
-            }
-            match link.buffer.poll_fill(cx, &mut link.io, Size::Body, buffers) {
-                Poll::Ready(Ok(n)) if n > 0 => {}
-                Poll::Ready(_) => {
-                    let reason = if seen == 0 { Reason::Reset } else { Reason::BadResponse };
-                    return Poll::Ready(Err(Broken::Endpoint(reason)));
-                }
-                Poll::Pending => break,
-            }
+        let now = upload.progress();
+        if let Some(after) = wait.rearm(now, &deadlines) {
+            dog.set(Instant::now() + after);
         }
-        if state(upload) != moved {
-            moved = state(upload);
-            let wait = if upload.waits_for_client() { deadlines.request_body } else { deadlines.response_head };
-            dog.set(Instant::now() + wait);
-        }
-        match dog.poll(cx) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(()) if upload.is_gated => Poll::Ready(Ok(Waited::NoContinue)),
-            Poll::Ready(()) if upload.waits_for_client() => Poll::Ready(Err(Broken::Client(Reason::BodyTimeout))),
-            Poll::Ready(()) => Poll::Ready(Err(Broken::Endpoint(Reason::ResponseTimeout))),
-        }
+        dog.poll(cx).map(|()| if now.is_gated { Ok(Waited::NoContinue) } else { Err(now.late()) })
     })
     .await
 }

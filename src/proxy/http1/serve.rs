@@ -11,13 +11,14 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::body::Framing;
-use super::exchange::{self, Broken, ClientSide, Deadlines, Download, Waited};
+use super::exchange::{self, ClientSide, Download, Waited};
 use super::head;
 use super::response::{self, ResponseHead};
 use super::tunnel;
 use super::upload::Upload;
 use crate::decide::fields::{self, ConnectionTokens, Field};
 use crate::proxy::attempts::Attempts;
+use crate::proxy::awaited::{Broken, Deadlines};
 use crate::proxy::buffer::{Buffer, Size};
 use crate::proxy::connection::Connection;
 use crate::proxy::journal::Entry;
@@ -179,7 +180,7 @@ impl Session {
     /// Tries endpoints until one has begun to answer.
     async fn answer(&mut self, entry: &mut Entry, plan: &Plan, upload: &mut Upload) -> Result<Answer, Broken> {
         let worker = self.worker.clone();
-        let deadlines = self.deadlines(plan);
+        let deadlines = Deadlines::of(&self.connection, plan);
         let mut attempts = Attempts::new(&worker, plan, entry.started);
         loop {
             let mut link = attempts.link().await.map_err(Broken::Endpoint)?;
@@ -271,7 +272,7 @@ impl Session {
         link.buffer.consume(length, &self.worker.buffers);
 
         let mut download = Download::new(out, head.framing, framing);
-        let deadlines = self.deadlines(plan);
+        let deadlines = Deadlines::of(&self.connection, plan);
         let relayed =
             exchange::relay(&mut self.client, &mut link, &mut upload, &mut download, deadlines, &self.worker.buffers)
                 .await;
@@ -373,16 +374,6 @@ impl Session {
             Err(_) => self.abort(),
             Ok(()) if closes => self.linger().await,
             Ok(()) => After::Next,
-        }
-    }
-
-    fn deadlines(&self, plan: &Plan) -> Deadlines {
-        let (client, endpoint) = (&self.connection.listener.config.timeouts, &plan.service.config.timeouts);
-        Deadlines {
-            response_head: endpoint.response_head,
-            response_body: endpoint.body,
-            request_body: client.body,
-            write: client.write,
         }
     }
 

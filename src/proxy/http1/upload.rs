@@ -8,11 +8,35 @@ use std::task::{Context, Poll, ready};
 use tokio::io::AsyncWrite;
 
 use super::body::{self, Decoder, Framing, Piece};
-use super::exchange::{Broken, WITH_HEAD};
+use super::exchange::WITH_HEAD;
+use crate::proxy::awaited::{Broken, Progress, Upward};
 use crate::proxy::buffer::{Buffer, Buffers, Size};
 use crate::proxy::stream::Stream;
 use crate::proxy::upstream::Link;
 use crate::reason::Reason;
+
+/// A request together with where its body comes from.
+pub(super) struct Upwards<'a> {
+    pub(super) upload: &'a mut Upload,
+    pub(super) stream: &'a mut Stream,
+    pub(super) buffer: &'a mut Buffer,
+    pub(super) buffers: &'a Buffers,
+}
+
+impl Upward for Upwards<'_> {
+    fn poll(&mut self, cx: &mut Context<'_>, link: &mut Link) -> Poll<Result<(), Broken>> {
+        self.upload.poll(cx, self.stream, self.buffer, link, self.buffers)
+    }
+
+    fn progress(&self) -> Progress {
+        Progress {
+            bytes: self.upload.bytes,
+            is_done: self.upload.is_done(),
+            waits_for_client: self.upload.waits_for_client(),
+            is_gated: self.upload.is_gated,
+        }
+    }
+}
 
 /// A request on its way to an endpoint.
 #[derive(Debug)]
@@ -204,7 +228,7 @@ impl Upload {
     }
 
     /// Whose turn it is when nothing moves.
-    pub(super) fn waits_for_client(&self) -> bool {
+    fn waits_for_client(&self) -> bool {
         let is_sent = self.first_sent == self.first.len() && self.pending.is_empty() && self.direct == 0;
         is_sent && !self.ended && !self.is_gated && !self.is_broken
     }

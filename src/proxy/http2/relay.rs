@@ -12,15 +12,15 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
+use super::super::awaited::{Broken, Deadlines, Upward};
 use super::super::buffer::Size;
 use super::super::http1::body::{Decoder, Framing, Piece};
-use super::super::http1::exchange::Broken;
 use super::super::http1::response::ResponseHead;
 use super::super::journal::Entry;
 use super::super::upstream::{self, Link};
 use super::super::watchdog::Watchdog;
 use super::upload::Upload;
-use super::{ActiveStream, Deadlines, Session};
+use super::{ActiveStream, Session};
 use crate::reason::Reason;
 
 /// The body of any response.

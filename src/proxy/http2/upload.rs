@@ -6,8 +6,8 @@ use std::task::{Context, Poll, ready};
 use hyper::body::{Body, Incoming};
 use tokio::io::AsyncWrite;
 
+use super::super::awaited::{Broken, Progress, Upward};
 use super::super::http1::body::{self, Framing};
-use super::super::http1::exchange::Broken;
 use super::super::http1::response::line;
 use super::super::upstream::Link;
 use crate::decide::fields;
@@ -69,12 +69,36 @@ impl Upload {
         self.is_broken = false;
     }
 
-    pub(super) fn waits_for_client(&self) -> bool {
-        !self.ended && !self.is_broken && self.first_sent == self.first.len() && self.pending.is_empty()
+    fn end(&mut self, trailers: &http::HeaderMap) {
+        if self.ended {
+            return;
+        }
+        let mut lines = Vec::new();
+        for (name, value) in trailers {
+            if fields::may_be_trailer(name.as_str().as_bytes()) {
+                line(name.as_str().as_bytes(), value.as_bytes(), &mut lines);
+            }
+        }
+        body::encode_end(self.framing, &lines, &mut self.pending);
+        self.is_streamed = true;
+        self.ended = true;
     }
 
-    /// Sends as much as the endpoint takes, reads as much as can be sent.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, link: &mut Link) -> Poll<Result<(), Broken>> {
+    fn poll_send(&mut self, cx: &mut Context<'_>, link: &mut Link) -> Poll<std::io::Result<()>> {
+        while let Some(rest) = self.first.get(self.first_sent..).filter(|r| !r.is_empty()) {
+            self.first_sent += ready!(Pin::new(&mut link.io).poll_write(cx, rest))?;
+        }
+        while let Some(rest) = self.pending.get(self.pending_sent..).filter(|r| !r.is_empty()) {
+            self.pending_sent += ready!(Pin::new(&mut link.io).poll_write(cx, rest))?;
+        }
+        self.pending.clear();
+        self.pending_sent = 0;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Upward for Upload {
+    fn poll(&mut self, cx: &mut Context<'_>, link: &mut Link) -> Poll<Result<(), Broken>> {
         loop {
             // Its answer may be on the way even if it reads no more.
             if ready!(self.poll_send(cx, link)).is_err() {
@@ -104,30 +128,14 @@ impl Upload {
         }
     }
 
-    fn end(&mut self, trailers: &http::HeaderMap) {
-        if self.ended {
-            return;
+    fn progress(&self) -> Progress {
+        let is_sent = self.first_sent == self.first.len() && self.pending.is_empty();
+        Progress {
+            bytes: self.bytes,
+            is_done: self.is_done(),
+            waits_for_client: is_sent && !self.ended && !self.is_broken,
+            // Nothing is held back: hyper asks for a body when it is polled, and the endpoint gets no expectation.
+            is_gated: false,
         }
-        let mut lines = Vec::new();
-        for (name, value) in trailers {
-            if fields::may_be_trailer(name.as_str().as_bytes()) {
-                line(name.as_str().as_bytes(), value.as_bytes(), &mut lines);
-            }
-        }
-        body::encode_end(self.framing, &lines, &mut self.pending);
-        self.is_streamed = true;
-        self.ended = true;
-    }
-
-    fn poll_send(&mut self, cx: &mut Context<'_>, link: &mut Link) -> Poll<std::io::Result<()>> {
-        while let Some(rest) = self.first.get(self.first_sent..).filter(|r| !r.is_empty()) {
-            self.first_sent += ready!(Pin::new(&mut link.io).poll_write(cx, rest))?;
-        }
-        while let Some(rest) = self.pending.get(self.pending_sent..).filter(|r| !r.is_empty()) {
-            self.pending_sent += ready!(Pin::new(&mut link.io).poll_write(cx, rest))?;
-        }
-        self.pending.clear();
-        self.pending_sent = 0;
-        Poll::Ready(Ok(()))
     }
 }
