@@ -24,17 +24,22 @@ fn picture(text: &mut Text, state: &AdminState) {
     let snapshot = state.published.load();
     let now = state.clock.now();
     let observed = Observed::of(state, &snapshot.services);
-    let (mut weights, mut shares, mut endpoints) = (Samples::new(), Samples::new(), Samples::new());
+    let (mut weights, mut clients, mut endpoints) = (Samples::new(), Samples::new(), Samples::new());
+    let (mut shares, mut lows, mut highs) = (Samples::new(), Samples::new(), Samples::new());
     for service in &snapshot.services {
         for (i, version) in service.versions.iter().enumerate() {
             let labels = [("service", &*service.name), ("version", &*version.name)];
             weights.push(sample(&labels, service.policy.split.share(i)));
+            clients.push(sample(&labels, float(observed.clients(version))));
             let units =
-                [("clients", observed.client_share(service, i)), ("requests", Observed::request_share(service, i))];
+                [("clients", observed.client_share(service, i)), ("requests", observed.request_share(service, i))];
             for (unit, share) in units {
                 // Without anybody observed there is no ratio.
                 if let Some(share) = share {
-                    shares.push(sample(&[labels[0], labels[1], ("unit", unit)], share));
+                    let labels = [labels[0], labels[1], ("unit", unit)];
+                    shares.push(sample(&labels, share.value));
+                    lows.push(sample(&labels, share.low));
+                    highs.push(sample(&labels, share.high));
                 }
             }
             for condition in Condition::ALL {
@@ -45,6 +50,9 @@ fn picture(text: &mut Text, state: &AdminState) {
     }
     text.family(metrics::SPLIT_WEIGHT, &weights);
     text.family(metrics::SPLIT_OBSERVED, &shares);
+    text.family(metrics::SPLIT_OBSERVED_LOW, &lows);
+    text.family(metrics::SPLIT_OBSERVED_HIGH, &highs);
+    text.family(metrics::SPLIT_CLIENTS, &clients);
     text.family(metrics::ENDPOINTS, &endpoints);
     text.value(metrics::AFFINITY_ENTRIES, float(state.pins.len()));
     text.value(metrics::AFFINITY_EVICTIONS, float(state.pins.evictions()));

@@ -1,6 +1,5 @@
 //! `/api/v1/services`: the services as they are now, weights and health included.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -9,8 +8,10 @@ use serde::Serialize;
 use super::AdminState;
 use crate::config::Affinity;
 use crate::decide::WhenEmpty;
+use crate::decide::stats::{Share, interval, wilson};
 use crate::state::health::Condition;
-use crate::state::snapshot::{self, Snapshot, VersionId};
+use crate::state::pins::census::Census;
+use crate::state::snapshot::{self, Snapshot};
 
 #[derive(Debug, Serialize)]
 pub(super) struct Services {
@@ -54,15 +55,36 @@ struct Version {
     weight: f64,
     /// Of the clients, by weight.
     share: f64,
+    /// Remembered now.
+    clients: usize,
     observed: ObservedShares,
     endpoints: Vec<Endpoint>,
 }
 
-/// 0 while nothing was observed.
+/// Shares with their 95 % intervals; 0, from 0 to 1, while nothing was observed.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct ObservedShares {
     clients: f64,
+    clients_low: f64,
+    clients_high: f64,
     requests: f64,
+    requests_low: f64,
+    requests_high: f64,
+}
+
+impl ObservedShares {
+    fn new(clients: Option<Share>, requests: Option<Share>) -> Self {
+        let (clients, requests) = (clients.unwrap_or_else(|| wilson(0, 0)), requests.unwrap_or_else(|| wilson(0, 0)));
+        Self {
+            clients: clients.value,
+            clients_low: clients.low,
+            clients_high: clients.high,
+            requests: requests.value,
+            requests_low: requests.low,
+            requests_high: requests.high,
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -101,10 +123,8 @@ fn shape(service: &snapshot::Service, observed: &Observed, now: u64) -> Service 
         name: version.name.to_string(),
         weight: split.weight(i).unwrap_or_default().value(),
         share: split.share(i),
-        observed: ObservedShares {
-            clients: observed.client_share(service, i).unwrap_or_default(),
-            requests: Observed::request_share(service, i).unwrap_or_default(),
-        },
+        clients: observed.clients(version),
+        observed: ObservedShares::new(observed.client_share(service, i), observed.request_share(service, i)),
         endpoints: version
             .endpoints
             .iter()
@@ -128,8 +148,8 @@ fn shape(service: &snapshot::Service, observed: &Observed, now: u64) -> Service 
 /// What the versions really have.
 #[derive(Debug)]
 pub(super) struct Observed {
-    /// Remembered clients; of services without affinity nobody.
-    clients: HashMap<VersionId, usize>,
+    /// Of services without affinity nobody is remembered.
+    census: Census,
 }
 
 impl Observed {
@@ -139,27 +159,32 @@ impl Observed {
             Affinity::None => None,
             Affinity::ClientIp { timeout, .. } => Some((service.id, timeout)),
         });
-        Self { clients: state.pins.counts(state.clock.now(), &timeouts.collect()) }
+        Self { census: state.pins.census(state.clock.now(), &timeouts.collect()) }
     }
 
-    fn clients(&self, version: &snapshot::Version) -> usize {
-        self.clients.get(&version.id).copied().unwrap_or_default()
+    /// Remembered clients whose last answer was this version's. Exact as long as the table has room for all: who got no
+    /// pin (`perch_affinity_refusals_total`), or lost it early (`perch_affinity_evictions_total`), is missing.
+    pub(super) fn clients(&self, version: &snapshot::Version) -> usize {
+        self.census.clients(version.id)
     }
 
     /// Of the remembered clients; `None` when there is none.
-    pub(super) fn client_share(&self, service: &snapshot::Service, version: usize) -> Option<f64> {
-        share(service.versions.iter().map(|v| self.clients(v) as u64), version)
+    pub(super) fn client_share(&self, service: &snapshot::Service, version: usize) -> Option<Share> {
+        let (own, all) = sum(service.versions.iter().map(|v| self.clients(v) as u64), version)?;
+        (all > 0).then(|| wilson(own, all))
     }
 
-    /// Of the last minute's requests; `None` when there was none.
-    pub(super) fn request_share(service: &snapshot::Service, version: usize) -> Option<f64> {
-        share(service.versions.iter().map(|v| v.metrics.recent_requests()), version)
+    /// Of the last minute's requests; `None` when there was none. The requests of a client go together, so they tell no
+    /// more about the split than as many clients that ask equally often would.
+    #[expect(clippy::cast_precision_loss, reason = "a share needs no more than 53 bits")]
+    pub(super) fn request_share(&self, service: &snapshot::Service, version: usize) -> Option<Share> {
+        let (own, all) = sum(service.versions.iter().map(|v| v.metrics.recent_requests()), version)?;
+        let trials = self.census.effective_clients(service.id).map_or(all as f64, |clients| clients.min(all as f64));
+        (all > 0).then(|| interval(own as f64 / all as f64, trials))
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a share needs no more than 53 bits")]
-fn share(counts: impl Iterator<Item = u64> + Clone, at: usize) -> Option<f64> {
-    let sum: u64 = counts.clone().sum();
-    let own = counts.clone().nth(at)?;
-    (sum > 0).then(|| own as f64 / sum as f64)
+/// The one at this place, and all.
+fn sum(counts: impl Iterator<Item = u64> + Clone, at: usize) -> Option<(u64, u64)> {
+    Some((counts.clone().nth(at)?, counts.sum()))
 }

@@ -125,14 +125,17 @@ fn services_are_shown_as_they_are() {
 
     let services = admin.get("/api/v1/services").json();
 
+    let nobody = serde_json::json!({
+        "clients": 0.0, "clientsLow": 0.0, "clientsHigh": 1.0, "requests": 0.0, "requestsLow": 0.0, "requestsHigh": 1.0,
+    });
     let expected = serde_json::json!({
         "name": "hello", "affinity": {"type": "ClientIP", "timeoutSeconds": 10800}, "whenEmpty": "fallback",
         "clients": 0, "versions": [
-            {"name": "stable", "weight": 90.0, "share": 0.9, "observed": {"clients": 0.0, "requests": 0.0}, "endpoints": [
+            {"name": "stable", "weight": 90.0, "share": 0.9, "clients": 0, "observed": nobody, "endpoints": [
                 {"address": "127.0.0.1:1", "name": "127.0.0.1:1", "state": "ready", "inFlight": 0},
                 {"address": "127.0.0.1:2", "name": "127.0.0.1:2", "state": "ready", "inFlight": 0},
             ]},
-            {"name": "canary", "weight": 10.0, "share": 0.1, "observed": {"clients": 0.0, "requests": 0.0}, "endpoints": [
+            {"name": "canary", "weight": 10.0, "share": 0.1, "clients": 0, "observed": nobody, "endpoints": [
                 {"address": "127.0.0.1:3", "name": "127.0.0.1:3", "state": "ready", "inFlight": 0},
             ]},
         ],
@@ -370,9 +373,13 @@ fn observed_shares_are_those_of_the_remembered_clients() {
     let metrics = admin.get("/metrics").body;
 
     assert_eq!(shown["clients"], 4);
-    assert_eq!(shown["versions"][1]["observed"]["clients"], 0.25);
+    let canary = &shown["versions"][1];
+    assert_eq!((&canary["clients"], &canary["observed"]["clients"]), (&Value::from(1), &Value::from(0.25)));
+    let (low, high) = (&canary["observed"]["clientsLow"], &canary["observed"]["clientsHigh"]);
+    assert!(low.as_f64().unwrap() < 0.05 && high.as_f64().unwrap() > 0.69, "{canary}");
     let line = "perch_split_observed_ratio{service=\"hello\",version=\"stable\",unit=\"clients\"} 0.75\n";
     assert!(metrics.contains(line), "{metrics}");
+    assert!(metrics.contains("perch_split_clients{service=\"hello\",version=\"stable\"} 3\n"));
     assert!(metrics.contains("perch_affinity_entries 4\n"));
 }
 

@@ -1,13 +1,12 @@
 //! Pins: remembered (service, client key) -> version, endpoint, last use. The only user of dashmap.
 //!
-//! A request of a remembered client takes one shard's read lock and writes nothing but, once a second, the time of its
-//! last use. Only a new client goes the slow way (a striped mutex around a ring of keys), where room is made when the
-//! table is full: expired pins first, then pins of the most crowded neighbourhood. A newcomer out of the most crowded
-//! neighbourhood is refused rather than let in for an active client of another one: a flood from one network forgets
-//! its own. Losing a pin never changes a client's version unless a drain is under way.
+//! A request of a remembered client takes one shard's read lock and writes nothing but the count of its requests and,
+//! once a second, the time of its last use. Only a new client goes the slow way (a striped mutex around a ring of keys),
+//! where room is made when the table is full: expired pins first, then pins of the most crowded neighbourhood. A newcomer
+//! out of the most crowded neighbourhood is refused rather than let in for an active client of another one: a flood from
+//! one network forgets its own. Losing a pin never changes a client's version unless a drain is under way.
 
 use std::borrow::Borrow;
-use std::collections::HashMap;
 use std::hash::{Hash, Hasher, RandomState};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -17,10 +16,13 @@ use std::time::Duration;
 use dashmap::DashMap;
 
 use self::crowds::Crowds;
+use self::tally::Tally;
 use super::snapshot::{Endpoint, EndpointId, ServiceId, VersionId};
 use crate::decide::{ClientKey, Why};
 
+pub mod census;
 mod crowds;
+mod tally;
 
 /// What is remembered of a client.
 #[derive(Clone, Debug)]
@@ -52,7 +54,7 @@ pub struct Pins {
     nowhere: Arc<Endpoint>,
 }
 
-/// 20 bytes. A (`ClientKey`, `ServiceId`) would be aligned to 16 and make an entry a third larger.
+/// 18 bytes. A (`ClientKey`, `ServiceId`) would be aligned to 16 and make an entry a third larger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct PinKey {
     client: [u8; 16],
@@ -62,15 +64,17 @@ struct PinKey {
 impl Hash for PinKey {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         hasher.write(&self.client);
-        hasher.write_u32(self.service.0);
+        hasher.write_u16(self.service.0);
     }
 }
 
-/// A key of the map and its last use: together they fill 24 bytes, and [`Stored`] 16 more.
+/// A key of the map, and what is no part of its identity but changes under a read lock: together they fill 24 bytes, and
+/// [`Stored`] 16 more.
 #[derive(Debug)]
 struct Known {
     key: PinKey,
-    /// In seconds of the caller's clock. No part of the key's identity.
+    requests: Tally,
+    /// In seconds of the caller's clock.
     used: AtomicU32,
 }
 
@@ -162,17 +166,17 @@ impl Pins {
         }
     }
 
-    /// The pin of a client, marked as used at `now`; `None` when it was idle for `timeout` (and up to a second more: last
+    /// The pin of a client, marked as used at `now` by one more request; `None` when it was idle for `timeout` (and up to a second more: last
     /// uses are kept in whole seconds).
     pub fn touch(&self, service: ServiceId, key: ClientKey, now: u64, timeout: Duration) -> Option<Pin> {
         let now = seconds(now);
         let pin = self.map.get(&PinKey::new(service, key))?;
-        let last = &pin.key().used;
+        let Known { requests, used: last, .. } = pin.key();
         let used = last.load(Ordering::Relaxed);
         if is_idle(used, now, seconds_up(timeout)) {
             return None;
         }
-        // A store only when the second changed: cores don't fight for the line of a busy client.
+        requests.add();
         if used < now {
             last.store(now, Ordering::Relaxed);
         }
@@ -267,26 +271,6 @@ impl Pins {
         }
     }
 
-    /// How many clients of a service were active within `timeout`, by the version of their last answer.
-    #[must_use]
-    pub fn counts_by_version(&self, service: ServiceId, now: u64, timeout: Duration) -> HashMap<VersionId, usize> {
-        self.counts(now, &HashMap::from([(service, timeout)]))
-    }
-
-    /// The same for several services in one walk: a table of a million pins takes some 50 ms.
-    #[must_use]
-    pub fn counts(&self, now: u64, timeouts: &HashMap<ServiceId, Duration>) -> HashMap<VersionId, usize> {
-        let now = seconds(now);
-        let mut counts = HashMap::new();
-        for pin in &self.map {
-            let timeout = timeouts.get(&pin.key().key.service);
-            if timeout.is_some_and(|t| !is_idle(pin.key().used.load(Ordering::Relaxed), now, seconds_up(*t))) {
-                *counts.entry(pin.version).or_default() += 1;
-            }
-        }
-        counts
-    }
-
     /// Removes expired pins and lets go of endpoints that are gone, in one part of the table. To be called about once a
     /// second; a ring is locked for some 50 microseconds at a time.
     pub fn sweep(&self, now: u64) {
@@ -343,7 +327,7 @@ impl Pins {
             *seat = key;
         }
         self.crowds.add(key.neighbourhood());
-        self.map.insert(Known { key, used: AtomicU32::new(now) }, stored);
+        self.map.insert(Known { key, requests: Tally::first(), used: AtomicU32::new(now) }, stored);
     }
 
     /// Removes one pin of the ring for a newcomer and tells its place in the ring.

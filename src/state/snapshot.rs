@@ -50,8 +50,9 @@ pub struct Service {
     pub retry_budget: Arc<RetryBudget>,
 }
 
+/// 16 bits: a pin has room for no more, and 65,536 names in the life of a process are enough.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ServiceId(pub u32);
+pub struct ServiceId(pub u16);
 
 /// Stable for a (service, version name) as long as the process lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -24,7 +24,7 @@ struct Identity {
 
 impl Identities {
     pub(super) fn service(&mut self, name: &Arc<str>) -> Result<(ServiceId, Arc<ServiceMetrics>), BuildError> {
-        let next = u32::try_from(self.services.len()).map_err(|_| BuildError::NoMoreIdentities)?;
+        let next = u16::try_from(self.services.len()).map_err(|_| BuildError::NoMoreIdentities)?;
         let known = self.services.entry(name.clone()).or_insert_with(|| Identity {
             id: ServiceId(next),
             metrics: Arc::new(ServiceMetrics::new(name)),

@@ -1,3 +1,4 @@
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::*;
@@ -308,4 +309,34 @@ fn a_look_does_not_keep_a_pin_alive() {
     let later = pins.peek(SERVICE, v4(1), 15_000, ten).is_some();
 
     assert_eq!((seen, later), (true, false));
+}
+
+#[test]
+fn the_heaviest_clients_come_first() {
+    let (pins, e) = (Pins::new(100), endpoint(7));
+    for n in 0..20 {
+        pins.keep(SERVICE, v4(n), pin(n % 2, &e), 0);
+        pins.keep(ServiceId(1), v4(n), pin(9, &e), 0);
+        (0..n).for_each(|_| drop(pins.touch(SERVICE, v4(n), 2_000, HOUR)));
+    }
+
+    let heaviest = pins.heaviest(SERVICE, 5_000, HOUR, 3);
+
+    assert_eq!((heaviest.clients, heaviest.requests), (20, 210));
+    let seen: Vec<_> = heaviest.top.iter().map(|h| (h.client, h.requests, h.version.0, h.idle_seconds)).collect();
+    assert_eq!(seen, [(v4(19), 20, 1, 3), (v4(18), 19, 0, 3), (v4(17), 18, 1, 3)]);
+}
+
+#[test]
+fn one_client_with_half_of_the_requests_leaves_little_to_conclude_from() {
+    let (pins, e) = (Pins::new(200), endpoint(7));
+    let clients = || pins.census(0, &HashMap::from([(SERVICE, HOUR)])).effective_clients(SERVICE);
+    assert_eq!(clients(), None);
+    (0..100).for_each(|n| pins.keep(SERVICE, v4(n), pin(0, &e), 0));
+    assert_eq!(clients(), Some(100.0));
+
+    (0..100).for_each(|_| drop(pins.touch(SERVICE, v4(7), 0, HOUR)));
+
+    let effective = clients().unwrap();
+    assert!(effective > 1.0 && effective < 4.0, "{effective}");
 }
