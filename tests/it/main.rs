@@ -15,6 +15,7 @@ mod backend;
 mod bodies;
 mod config;
 mod demo;
+mod docs;
 mod drain;
 mod faults;
 mod fields;
