@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use perch::decide::route::{Hostname, PathMatch, RouteTable};
 use perch::decide::{ClientKey, KeyPrefix, Why};
 use perch::state::decision::{Client, decide, look};
 use perch::state::model::{Model, Names};
@@ -41,7 +42,7 @@ fn ipv6(n: u32) -> ClientKey {
 
 fn unpinned(bench: &mut Criterion) {
     let mut group = bench.benchmark_group("unpinned, two versions");
-    for endpoints in [10, 1_000, 10_000] {
+    for endpoints in [10, 100, 1_000, 10_000] {
         let service = service(endpoints);
         let mut n = 0;
         group.bench_with_input(BenchmarkId::from_parameter(endpoints), &service, |b, service| {
@@ -60,7 +61,7 @@ fn keep(pins: &Pins, service: &Service, key: ClientKey, now: u64) {
 }
 
 fn pinned(bench: &mut Criterion) {
-    let (service, pins) = (service(10), Pins::new(1_000_000));
+    let (service, pins) = (service(10), Pins::new(1_100_000));
     for n in 0..CLIENTS {
         decide(&service, &pins, client(n), 1_000).expect("an endpoint");
     }
@@ -79,6 +80,41 @@ fn pinned(bench: &mut Criterion) {
             decide(&service, &pins, client(n), 1_000)
         });
     });
+
+    (0..1_000_000).for_each(|n| keep(&pins, &service, key(n), 1_000));
+    group.bench_function("whole decision, a million clients in turn", |b| {
+        b.iter(|| {
+            // A prime's distance: no two in a row are near each other in the table.
+            n = (n + 7_919) % 1_000_000;
+            decide(&service, &pins, client(n), 1_000)
+        });
+    });
+}
+
+/// A route by its host, and by its path among all of one host's.
+fn routes(bench: &mut Criterion) {
+    let mut group = bench.benchmark_group("route");
+    for routes in [10, 1_000, 10_000] {
+        let hosts: Vec<_> = (0..routes).map(|n| [Hostname::Exact(format!("host-{n}.example.com"))]).collect();
+        let paths: Vec<_> = (0..routes).map(|n| [PathMatch::Prefix(format!("/api/v1/part-{n}"))]).collect();
+        let by_host = RouteTable::new(hosts.iter().enumerate().map(|(n, host)| (&host[..], &[][..], n)));
+        let by_path = RouteTable::new(paths.iter().enumerate().map(|(n, path)| (&[][..], &path[..], n)));
+        let asked: Vec<_> =
+            (0..routes).map(|n| (format!("host-{n}.example.com"), format!("/api/v1/part-{n}/of/it"))).collect();
+        let mut n = 0;
+        group.bench_function(BenchmarkId::new("host", routes), |b| {
+            b.iter(|| {
+                n = (n + 7_919) % routes;
+                asked.get(n).and_then(|(host, _)| by_host.find(host, "/"))
+            });
+        });
+        group.bench_function(BenchmarkId::new("path", routes), |b| {
+            b.iter(|| {
+                n = (n + 7_919) % routes;
+                asked.get(n).and_then(|(_, path)| by_path.find("example.com", path))
+            });
+        });
+    }
 }
 
 fn new_clients(bench: &mut Criterion) {
@@ -128,5 +164,5 @@ fn resident() -> Option<f64> {
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
-criterion_group!(benches, weight, pinned, unpinned, new_clients);
+criterion_group!(benches, weight, pinned, unpinned, routes, new_clients);
 criterion_main!(benches);

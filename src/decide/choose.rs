@@ -179,24 +179,7 @@ impl Policy {
     }
 }
 
-/// The endpoint of a version for a client that isn't pinned to one: rendezvous over the usable ones. `seeds` are one
-/// hash per endpoint ([`endpoint_seed`]); one that goes takes only its own clients along.
-#[must_use]
-pub fn endpoint_for(key: ClientKey, seeds: impl Iterator<Item = u64>, usable: impl Fn(usize) -> bool) -> Option<usize> {
-    let client = mix(fold(key));
-    let mut best: Option<(u64, usize)> = None;
-    for (i, seed) in seeds.enumerate() {
-        let score = mix(client ^ seed);
-        // Whether it is usable is asked last and seldom: of n endpoints, some ln(n) are the best so far. Of two equal
-        // ones the first wins.
-        if best.is_none_or(|(highest, _)| score > highest) && usable(i) {
-            best = Some((score, i));
-        }
-    }
-    best.map(|(_, i)| i)
-}
-
-/// The hash of an endpoint's stable identity (its address, or its pod), for [`endpoint_for`].
+/// The hash of an endpoint's stable identity (its address, or its pod), for [`super::places::Places`].
 #[must_use]
 pub fn endpoint_seed(identity: &str) -> u64 {
     siphasher::sip::SipHasher24::new().hash(identity.as_bytes())
@@ -214,13 +197,13 @@ pub fn two_choices(roll: u64, n: usize) -> (usize, usize) {
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "both halves are used")]
-const fn fold(key: ClientKey) -> u64 {
+pub(super) const fn fold(key: ClientKey) -> u64 {
     let bits = u128::from_be_bytes(key.bytes());
     mix((bits >> 64) as u64) ^ bits as u64
 }
 
 /// The finalizer of `splitmix64` (Stafford's mix 13): every input bit flips every output bit with chance 1/2.
-const fn mix(mut x: u64) -> u64 {
+pub(super) const fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)

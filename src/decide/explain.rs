@@ -1,12 +1,13 @@
 //! One decision with its reasoning: what `perch explain` prints and the admin API answers.
 //!
-//! The answer comes from the very functions of the data path ([`Policy::choose`], [`endpoint_for`]); only the words
+//! The answer comes from the very functions of the data path ([`Policy::choose`], [`Places::choose`]); only the words
 //! around it are made here. It does not know where the picture came from: a file, or the live snapshot.
 
 use serde::{Deserialize, Serialize};
 
-use super::choose::{Asker, Forced, Hold, NoVersion, Policy, WhenEmpty, Why, endpoint_for};
+use super::choose::{Asker, Forced, Hold, NoVersion, Policy, WhenEmpty, Why};
 use super::client_key::ClientKey;
+use super::places::Places;
 use super::route::{Hostname, PathMatch};
 
 /// What is asked.
@@ -183,7 +184,7 @@ fn pin_sentence(question: &Question<'_>, pinned: usize, own: Option<usize>) -> S
     format!("it was last served by {name}: {hold}")
 }
 
-/// As the data path does: the pinned endpoint while it is usable, else rendezvous over the usable ones.
+/// As the data path does: the pinned endpoint while it is usable, else the client's own choice among the usable ones.
 fn endpoint(question: &Question<'_>, client: ClientKey, version: usize, reasoning: &mut Vec<String>) -> Option<String> {
     let candidates = question.endpoints.get(version)?;
     if let Some((pinned, name)) = question.pin
@@ -194,7 +195,8 @@ fn endpoint(question: &Question<'_>, client: ClientKey, version: usize, reasonin
         return Some(name.to_owned());
     }
     let usable = |i: usize| candidates.get(i).is_some_and(|e| e.is_usable);
-    let chosen = candidates.get(endpoint_for(client, candidates.iter().map(|e| e.seed), usable)?)?;
+    let places = Places::new(candidates.iter().map(|e| e.seed));
+    let chosen = candidates.get(places.choose(client, usable)?)?;
     reasoning.push(format!(
         "of {}'s usable endpoints its first choice is {}",
         question.policy.split.name(version)?,

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::buffer::{Buffer, Buffers};
 use crate::config::ServiceTimeouts;
 use crate::reason::Reason;
-use crate::state::snapshot::{Endpoint, EndpointId, Snapshot, Version};
+use crate::state::snapshot::{Endpoint, EndpointId, Version};
 
 /// A connection to an endpoint, with the bytes read from it and not yet used.
 #[derive(Debug)]
@@ -103,21 +103,14 @@ impl Pool {
     }
 
     /// Closes what was unused for too long, was closed by the endpoint, or belongs to an endpoint that is gone.
-    pub(crate) fn sweep(&self, snapshot: &Snapshot, now: u64) {
-        let mut pool = self.0.borrow_mut();
-        if pool.is_empty() {
-            return;
-        }
-        let is_there = |id: &EndpointId| {
-            snapshot.services.iter().flat_map(|s| &s.versions).flat_map(|v| &v.endpoints).any(|e| e.id == *id)
-        };
-        pool.retain(|id, links| {
+    pub(crate) fn sweep(&self, now: u64) {
+        self.0.borrow_mut().retain(|_, links| {
             links.retain_mut(|link| {
                 now.saturating_sub(link.idle_since) < link.idle_timeout
                     && !link.endpoint.health.is_gone()
                     && link.is_quiet()
             });
-            !links.is_empty() || is_there(id)
+            !links.is_empty()
         });
     }
 }

@@ -130,8 +130,9 @@ impl Worker {
 
     /// Housekeeping of this thread, about once a second.
     pub(crate) fn sweep(&self) {
-        let snapshot = self.snapshot();
-        self.pool.sweep(&snapshot, self.now_millis());
+        // Lets go of an old snapshot too, when no request has come since.
+        drop(self.snapshot());
+        self.pool.sweep(self.now_millis());
     }
 
     /// How long a request may take from now on once a drain's deadline is known.

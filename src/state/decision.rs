@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use super::pins::{Pin, Pins};
 use super::snapshot::{Endpoint, Service, Version};
 use crate::config::Affinity;
-use crate::decide::choose::{Asker, endpoint_for, two_choices};
+use crate::decide::choose::{Asker, two_choices};
 use crate::decide::{ClientKey, Forced, Hold, NoVersion, Why};
 use crate::metrics::Flip;
 
@@ -128,7 +128,7 @@ fn is_usable(service: &Service, version: usize, now: u64) -> bool {
 /// Where a client goes that is not pinned to a usable endpoint.
 fn first_choice(version: &Version, key: ClientKey, now: u64) -> Option<Arc<Endpoint>> {
     let usable = |i: usize| version.endpoints.get(i).is_some_and(|e| e.health.is_usable(now));
-    endpoint_for(key, version.seeds.iter().copied(), usable).and_then(|i| version.endpoints.get(i)).cloned()
+    version.places.choose(key, usable).and_then(|i| version.endpoints.get(i)).cloned()
 }
 
 /// Two random choices on requests in flight; the first usable one from there when neither is.

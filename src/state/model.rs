@@ -17,6 +17,7 @@ use super::health::{Health, RetryBudget};
 use super::snapshot::{Endpoint, EndpointId, Listener, Service, ServiceId, Snapshot, Version};
 use crate::config::{self, Config, EndpointAddress, OnDecrease};
 use crate::decide::choose::endpoint_seed;
+use crate::decide::places::Places;
 use crate::decide::reweigh::{Amount, ReweighError, Standing, reweigh};
 use crate::decide::route::RouteTable;
 use crate::decide::{Policy, Salt, Split, Weight};
@@ -334,15 +335,18 @@ impl ServiceBuild<'_> {
             let (id, metrics) = identities.version(&config.name, &version.name)?;
             let before = before.and_then(|b| b.versions.iter().find(|v| v.id == id));
             let endpoints = self.endpoints(version, before, identities)?;
-            let seeds = endpoints.iter().map(|e| e.seed).collect();
-            versions.push(Version { id, name: version.name.clone(), endpoints, seeds, metrics });
+            let places = match before.filter(|b| is_same_set(&b.endpoints, &endpoints)) {
+                Some(before) => before.places.clone(),
+                None => Arc::new(Places::new(endpoints.iter().map(|e| e.seed))),
+            };
+            versions.push(Version { id, name: version.name.clone(), endpoints, places, metrics });
         }
         let policy = Policy { split, when_empty: config.when_empty, holds };
         let moves = before.is_none_or(|b| moves_clients(b, config, &policy));
         if let Some(before) = before
             && !moves
             && before.config == *config
-            && std::iter::zip(&before.versions, &versions).all(|(b, v)| has_same_endpoints(b, v))
+            && std::iter::zip(&before.versions, &versions).all(|(b, v)| is_same_set(&b.endpoints, &v.endpoints))
         {
             return Ok(before.clone());
         }
@@ -435,9 +439,8 @@ fn moves_clients(before: &Service, config: &config::Service, policy: &Policy) ->
         || before.config.overrides != config.overrides
 }
 
-fn has_same_endpoints(before: &Version, after: &Version) -> bool {
-    before.endpoints.len() == after.endpoints.len()
-        && std::iter::zip(&before.endpoints, &after.endpoints).all(|(b, a)| Arc::ptr_eq(b, a))
+fn is_same_set(before: &[Arc<Endpoint>], after: &[Arc<Endpoint>]) -> bool {
+    before.len() == after.len() && std::iter::zip(before, after).all(|(b, a)| Arc::ptr_eq(b, a))
 }
 
 /// Endpoints that are in `before` and not in `after`.

@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicU32;
 
 use crate::config;
 use crate::decide::Policy;
+use crate::decide::places::Places;
 use crate::decide::route::RouteTable;
 use crate::metrics::{ServiceMetrics, VersionMetrics};
 use crate::state::health::{Health, RetryBudget};
@@ -69,8 +70,8 @@ pub struct Version {
     pub id: VersionId,
     pub name: Arc<str>,
     pub endpoints: Vec<Arc<Endpoint>>,
-    /// The endpoints' seeds, side by side: a choice among thousands reads no endpoint but the best.
-    pub seeds: Vec<u64>,
+    /// The endpoints again, for the choice of one. Kept by identity while the set stays the same.
+    pub places: Arc<Places>,
     pub metrics: Arc<VersionMetrics>,
 }
 

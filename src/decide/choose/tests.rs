@@ -177,14 +177,6 @@ fn requests_of_nobody_are_drawn_by_their_roll() {
     assert_eq!(policy.choose(Asker::Request(0), None, 0, |v| v == CANARY), chosen(CANARY, Why::WhenEmpty));
 }
 
-fn seeds(count: usize) -> Vec<u64> {
-    (0..count).map(|n| endpoint_seed(&format!("10.0.{}.{}:80", n / 256, n % 256))).collect()
-}
-
-fn endpoint(key: ClientKey, seeds: &[u64], usable: impl Fn(usize) -> bool) -> Option<usize> {
-    endpoint_for(key, seeds.iter().copied(), usable)
-}
-
 proptest! {
     // Clause 4.
     #[test]
@@ -209,80 +201,9 @@ proptest! {
     }
 
     #[test]
-    fn an_endpoint_that_goes_takes_only_its_own_clients(n: u32, count in 2usize..20, gone in 0usize..20) {
-        let (seeds, gone) = (seeds(count), gone % count);
-        let before = endpoint(client(n), &seeds, |_| true).unwrap();
-
-        let after = endpoint(client(n), &seeds, |e| e != gone).unwrap();
-
-        prop_assert!(after != gone && (before == gone || after == before));
-    }
-
-    #[test]
-    fn an_endpoint_that_comes_takes_clients_only_for_itself(n: u32, count in 1usize..20) {
-        let seeds = seeds(count + 1);
-
-        let before = endpoint(client(n), &seeds[..count], |_| true).unwrap();
-        let after = endpoint(client(n), &seeds, |_| true).unwrap();
-
-        prop_assert!(after == before || after == count);
-    }
-
-    #[test]
-    fn the_order_of_endpoints_changes_nothing(n: u32, count in 1usize..20) {
-        let forwards = seeds(count);
-        let backwards: Vec<u64> = forwards.iter().rev().copied().collect();
-
-        let found = endpoint(client(n), &backwards, |_| true).map(|e| count - 1 - e);
-
-        prop_assert_eq!(found, endpoint(client(n), &forwards, |_| true));
-    }
-
-    #[test]
     fn two_choices_are_two_unless_there_is_one(roll: u64, n in 1usize..100) {
         let (one, other) = two_choices(roll, n);
 
         prop_assert!(one < n && other < n && (n == 1 || one != other));
     }
-}
-
-#[test]
-fn no_usable_endpoint_is_none() {
-    assert_eq!(endpoint(client(1), &seeds(3), |_| false), None);
-    assert_eq!(endpoint(client(1), &[], |_| true), None);
-}
-
-/// Chi-square of 9 degrees of freedom; the limit is the quantile of 1 in 100,000.
-#[test]
-fn endpoints_get_equal_parts_of_sequential_clients() {
-    let seeds = seeds(10);
-    let mut counts = [0u32; 10];
-
-    (0..20_000).for_each(|n| counts[endpoint(client(0x0a00_0000 + n), &seeds, |_| true).unwrap()] += 1);
-
-    let chi: f64 = counts.iter().map(|c| (f64::from(*c) - 2_000.0).powi(2) / 2_000.0).sum();
-    assert!(chi < 39.3, "{counts:?}: {chi}");
-}
-
-/// Which endpoint a client gets must not depend on its version's share: the canary's clients use all its endpoints.
-#[test]
-fn the_endpoints_of_a_small_version_get_equal_parts_of_its_clients() {
-    let (policy, seeds) = (policy(&[90.0, 10.0]), seeds(4));
-    let mut counts = [0u32; 4];
-
-    let canaries = (0..80_000).map(client).filter(|key| policy.split.version_of(*key) == Some(CANARY));
-    canaries.for_each(|key| counts[endpoint(key, &seeds, |_| true).unwrap()] += 1);
-
-    let n = f64::from(counts.iter().sum::<u32>()) / 4.0;
-    let chi: f64 = counts.iter().map(|c| (f64::from(*c) - n).powi(2) / n).sum();
-    assert!(chi < 25.9, "{counts:?}: {chi}");
-}
-
-#[test]
-fn every_release_gives_a_client_the_same_endpoint() {
-    let seeds = seeds(10);
-
-    let found: Vec<usize> = (0..16).map(|n| endpoint(client(0xc000_0200 + n), &seeds, |_| true).unwrap()).collect();
-
-    assert_eq!(found, [0, 3, 2, 6, 9, 8, 2, 2, 9, 2, 2, 0, 8, 9, 6, 4]);
 }
