@@ -10,6 +10,7 @@ pub mod client_key;
 pub mod explain;
 pub mod fields;
 pub mod guard;
+pub mod handover;
 pub mod places;
 pub mod proxy_protocol;
 pub mod reweigh;

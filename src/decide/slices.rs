@@ -3,7 +3,7 @@
 //! The answer depends on the set of slices only, never on how or in which order it came about, so a watch that saw every
 //! event and one that listed once agree. It does not know what a cluster, a watch or a snapshot is.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -63,6 +63,28 @@ pub struct Discovered {
     pub is_draining: bool,
 }
 
+/// Whether the pod of an endpoint is one of those that are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chosen {
+    Yes,
+    No,
+    /// Nothing is known of the pod, or not yet.
+    Unknown,
+}
+
+/// All that slices say of a source.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// Those to use, each address once, in order.
+    pub usable: Vec<Discovered>,
+    /// Of these, the ones that the cluster calls terminating, though they may be all there is.
+    pub ending: BTreeSet<SocketAddr>,
+    /// Every address that is named at all, whatever its state and whoever's it is.
+    pub named: BTreeSet<SocketAddr>,
+    /// What may become usable: not ready yet, or of a pod that is not known yet. An address or a pod, or both.
+    pub awaited: Vec<(Option<SocketAddr>, Option<Arc<str>>)>,
+}
+
 impl std::fmt::Display for Port {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -72,28 +94,36 @@ impl std::fmt::Display for Port {
     }
 }
 
-/// The addresses of all slices of a Service, each once, in order. `is_chosen` tells whether an endpoint's pod is one of
-/// those that are asked for.
+/// What all slices of a Service say. `choose` tells whether an endpoint's pod is one of those that are asked for.
 ///
 /// An endpoint that terminates but still serves is draining; when there are only such, they are used as if they were
 /// ready, since one that goes is better than none. Of a pod with addresses of both families the IPv4 one counts: twice
 /// the addresses would be twice the share.
 #[must_use]
-pub fn discovered<'a>(
+pub fn read<'a>(
     slices: impl IntoIterator<Item = &'a Slice>,
     port: &Port,
-    is_chosen: impl Fn(Option<&Pod>) -> bool,
-) -> Vec<Discovered> {
+    choose: impl Fn(Option<&Pod>) -> Chosen,
+) -> Reading {
+    let mut reading = Reading::default();
     let mut found: BTreeMap<SocketAddr, Discovered> = BTreeMap::new();
     for slice in slices {
         for number in slice.ports.iter().filter_map(|p| p.number_for(port)) {
             for endpoint in &slice.endpoints {
-                let Some(is_draining) = endpoint.is_draining() else { continue };
-                if !is_chosen(endpoint.pod.as_ref()) {
-                    continue;
-                }
                 let address = SocketAddr::new(endpoint.address, number);
+                reading.named.insert(address);
                 let pod = endpoint.pod.as_ref().map(|p| p.uid.clone());
+                let is_chosen = match choose(endpoint.pod.as_ref()) {
+                    Chosen::No => continue,
+                    Chosen::Unknown => false,
+                    Chosen::Yes => true,
+                };
+                let Some(is_draining) = endpoint.is_draining().filter(|_| is_chosen) else {
+                    if endpoint.terminating != Some(true) {
+                        reading.awaited.push((Some(address), pod));
+                    }
+                    continue;
+                };
                 let next = Discovered { address, pod, is_draining };
                 // An endpoint may be in two slices while the cluster moves it, and an address may pass from a pod that
                 // ends to one that starts.
@@ -106,14 +136,16 @@ pub fn discovered<'a>(
     }
     let on_v4: HashSet<Arc<str>> =
         found.values().filter(|d| d.address.is_ipv4()).filter_map(|d| d.pod.clone()).collect();
-    let mut all: Vec<Discovered> = found
+    reading.usable = found
         .into_values()
         .filter(|d| d.address.is_ipv4() || !d.pod.as_ref().is_some_and(|uid| on_v4.contains(uid)))
         .collect();
+    let all = &mut reading.usable;
+    reading.ending = all.iter().filter(|d| d.is_draining).map(|d| d.address).collect();
     if all.iter().all(|d| d.is_draining) {
         all.iter_mut().for_each(|d| d.is_draining = false);
     }
-    all
+    reading
 }
 
 impl SlicePort {
@@ -168,7 +200,7 @@ mod tests {
     }
 
     fn all(slices: &[Slice]) -> Vec<Discovered> {
-        discovered(slices, &Port::Name("http".into()), |_| true)
+        read(slices, &Port::Name("http".into()), |_| Chosen::Yes).usable
     }
 
     /// `10.0.0.1:8080/a` for a ready one, with `-` behind for a draining one.
@@ -237,22 +269,40 @@ mod tests {
     fn a_port_is_found_by_name_or_by_number() {
         let mut slice = slice(&[endpoint("10.0.0.1", "a")]);
         slice.ports.push(SlicePort { name: "health".into(), number: Some(81) });
-        let addresses = |port| shown(&discovered([&slice], &port, |_| true));
+        let addresses = |port| shown(&read([&slice], &port, |_| Chosen::Yes).usable);
 
         assert_eq!(addresses(Port::Name("health".into())), ["10.0.0.1:81/a"]);
         assert_eq!(addresses(Port::Number(8080)), ["10.0.0.1:8080/a"]);
         assert!(addresses(Port::Number(8081)).is_empty());
         slice.ports = vec![SlicePort { name: String::new(), number: None }];
-        assert_eq!(shown(&discovered([&slice], &Port::Number(99), |_| true)), ["10.0.0.1:99/a"]);
+        assert_eq!(shown(&read([&slice], &Port::Number(99), |_| Chosen::Yes).usable), ["10.0.0.1:99/a"]);
     }
 
     #[test]
     fn only_chosen_pods_are_found() {
         let slices = [slice(&[endpoint("10.0.0.1", "a"), endpoint("10.0.0.2", "b"), endpoint("10.0.0.3", "")])];
 
-        let found = discovered(&slices, &Port::Name("http".into()), |pod| pod.is_some_and(|pod| pod.name == "pod-b"));
+        let found = read(&slices, &Port::Name("http".into()), |pod| match pod {
+            Some(pod) if pod.name == "pod-b" => Chosen::Yes,
+            Some(_) => Chosen::No,
+            None => Chosen::Unknown,
+        });
 
-        assert_eq!(shown(&found), ["10.0.0.2:8080/b"]);
+        assert_eq!(shown(&found.usable), ["10.0.0.2:8080/b"]);
+        assert_eq!(found.awaited, [(Some("10.0.0.3:8080".parse().unwrap()), None)], "unknown is not no");
+        assert_eq!(found.named.len(), 3);
+    }
+
+    #[test]
+    fn what_is_not_ready_is_awaited_unless_it_ends() {
+        let unready = SliceEndpoint { ready: Some(false), ..endpoint("10.0.0.2", "b") };
+        let slices = [slice(&[terminating("10.0.0.1", "a", true), unready, terminating("10.0.0.3", "c", false)])];
+
+        let found = read(&slices, &Port::Name("http".into()), |_| Chosen::Yes);
+
+        assert_eq!(found.awaited, [(Some("10.0.0.2:8080".parse().unwrap()), Some("b".into()))]);
+        assert_eq!(found.ending, ["10.0.0.1:8080".parse().unwrap()].into());
+        assert!(!found.usable[0].is_draining, "used when nothing else is left");
     }
 
     fn any_endpoint() -> impl Strategy<Value = SliceEndpoint> {

@@ -15,6 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, tim
 use tracing::{error, info, warn};
 
 use self::client::Connector;
+use self::handovers::Handovers;
 use self::objects::Kind;
 use self::picture::{Changed, News, Picture};
 use self::streams::{Needs, StreamKey};
@@ -29,6 +30,7 @@ use crate::state::model::ClusterNews;
 
 pub mod cache;
 mod client;
+mod handovers;
 mod objects;
 mod picture;
 mod streams;
@@ -151,6 +153,7 @@ pub async fn run(
         sender,
         followers: HashMap::new(),
         picture: Picture::default(),
+        handovers: Handovers::default(),
         told: ClusterTold::default(),
         first,
         dirty: Dirty::default(),
@@ -193,13 +196,20 @@ struct Controller {
     sender: mpsc::Sender<(StreamKey, News)>,
     followers: HashMap<StreamKey, Running>,
     picture: Picture,
+    handovers: Handovers,
     told: ClusterTold,
     first: Option<Block>,
     dirty: Dirty,
     /// The file is older than what was told.
     uncached: bool,
-    /// What a configuration to be needs, until it is in force; and who waits to hear of it.
-    coming: Option<(Needs, Option<oneshot::Sender<ClusterNews>>)>,
+    /// A configuration to be and what it needs, until it is in force; and who waits to hear of it.
+    coming: Option<Coming>,
+}
+
+struct Coming {
+    needs: Needs,
+    config: Config,
+    answer: Option<oneshot::Sender<ClusterNews>>,
 }
 
 struct Running {
@@ -292,6 +302,7 @@ impl Controller {
     async fn look(&mut self) -> bool {
         let dirty = std::mem::take(&mut self.dirty);
         let mut news = ClusterNews::default();
+        let (snapshot, now) = (self.control.snapshot(), self.clock.now());
         for need in &self.needs.sources {
             let (namespace, service) = (&need.slices.namespace, &need.source.service.name);
             let is_dirty = dirty.everything
@@ -300,7 +311,8 @@ impl Controller {
             if !is_dirty {
                 continue;
             }
-            let Some(found) = self.picture.endpoints(&need.source, &need.slices, need.pods.as_ref()) else { continue };
+            let with = (&*self.config, &*snapshot);
+            let Some(found) = self.handovers.endpoints(need, &self.picture, with, now) else { continue };
             if self.told.endpoints.get(&need.source).is_none_or(|told| **told != *found) {
                 let found: Arc<[Discovered]> = found.into();
                 self.told.endpoints.insert(need.source.clone(), found.clone());
@@ -327,19 +339,21 @@ impl Controller {
 
     /// Follows what a configuration to be needs, too.
     fn prepare(&mut self, Question { config, answer }: Question) {
-        self.coming = Some((Needs::of(&config, &self.namespace), Some(answer)));
+        let needs = Needs::of(&config, &self.namespace);
+        self.coming = Some(Coming { needs, config, answer: Some(answer) });
         self.follow();
         self.answer();
     }
 
     /// Tells who asked, once all is known.
     fn answer(&mut self) {
-        let Some((needs, answer)) = &mut self.coming else { return };
+        let Some(Coming { needs, config, answer }) = &mut self.coming else { return };
         if answer.is_none() || !needs.streams().iter().all(|s| self.picture.has(s)) {
             return;
         }
+        let (snapshot, now) = (self.control.snapshot(), self.clock.now());
         let endpoints = needs.sources.iter().filter_map(|need| {
-            let found = self.picture.endpoints(&need.source, &need.slices, need.pods.as_ref())?;
+            let found = self.handovers.endpoints(need, &self.picture, (config, &snapshot), now)?;
             Some((need.source.clone(), found.into()))
         });
         let affinities = needs
@@ -362,6 +376,7 @@ impl Controller {
         self.needs = Needs::of(&config, &self.namespace);
         self.config = config;
         self.coming = None;
+        self.handovers.retain(&self.needs);
         self.follow();
         // The writer may have forgotten what the configuration did without for a while.
         self.told = ClusterTold::default();
@@ -370,7 +385,7 @@ impl Controller {
 
     /// The streams that are needed, and no others.
     fn follow(&mut self) {
-        let coming = self.coming.iter().flat_map(|(needs, _)| needs.streams());
+        let coming = self.coming.iter().flat_map(|coming| coming.needs.streams());
         let wanted: BTreeSet<StreamKey> = self.needs.streams().into_iter().chain(coming).cloned().collect();
         self.followers.retain(|key, running| {
             let stays = wanted.contains(key);
@@ -398,6 +413,7 @@ impl Controller {
 
     /// Once a second.
     fn keep_house(&mut self) {
+        self.dirty.everything |= self.handovers.are_overdue(self.clock.now());
         for kind in Kind::ALL {
             let ages = self.followers.iter().filter(|(key, _)| key.kind == kind).map(|(_, r)| r.heard.age());
             if let Some(oldest) = ages.max() {

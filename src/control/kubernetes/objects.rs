@@ -39,11 +39,12 @@ pub(super) enum What {
     Service(Affinity),
 }
 
-/// A pod's labels.
+/// A pod's labels, and whether it is being deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PodLabels {
     pub(super) uid: String,
     pub(super) labels: BTreeMap<String, String>,
+    pub(super) is_ending: bool,
 }
 
 /// `sessionAffinity`: the timeout of `ClientIP`, or `None`.
@@ -85,7 +86,8 @@ impl Kind {
             Self::Pods => {
                 let RawPod { mut metadata } = serde_json::from_str(json)?;
                 let labels = std::mem::take(&mut metadata.labels);
-                let what = What::Pod(PodLabels { uid: metadata.uid.clone(), labels });
+                let is_ending = metadata.deletion_timestamp.is_some();
+                let what = What::Pod(PodLabels { uid: metadata.uid.clone(), labels, is_ending });
                 (metadata, what)
             }
             Self::Services => {
@@ -159,6 +161,7 @@ pub(super) struct Metadata {
     pub(super) name: String,
     pub(super) uid: String,
     pub(super) resource_version: String,
+    pub(super) deletion_timestamp: Option<String>,
     #[serde(deserialize_with = "or_default")]
     pub(super) labels: BTreeMap<String, String>,
 }

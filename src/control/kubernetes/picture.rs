@@ -3,12 +3,12 @@
 //! A list replaces everything of its stream at once. Events that are older than what is known change nothing, so that
 //! any order of them ends in what a fresh list would say. No clock, no socket: only objects and versions.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::objects::{Affinity, Object, PodLabels, Version, What};
 use super::streams::StreamKey;
 use crate::config::{KubernetesService, KubernetesSource};
-use crate::decide::slices::{self, Discovered, Slice};
+use crate::decide::slices::{self, Chosen, Reading, Slice};
 
 /// News of one stream.
 #[derive(Clone, Debug, PartialEq)]
@@ -91,28 +91,51 @@ impl Picture {
         self.streams.retain(|key, _| is_watched(key));
     }
 
-    /// The endpoints of a source; `None` until each stream that it needs was listed.
-    pub(super) fn endpoints(
+    /// What is said of a source; `None` until each stream that it needs was listed.
+    pub(super) fn reading(
         &self,
         source: &KubernetesSource,
         slices: &StreamKey,
         pods: Option<&StreamKey>,
-    ) -> Option<Vec<Discovered>> {
+    ) -> Option<Reading> {
         let slices = self.streams.get(slices)?;
         let pods = match pods {
             Some(key) => Some(self.streams.get(key)?),
             None => None,
         };
         let of_service = slices.by_service.get(&source.service.name);
-        let all = of_service.into_iter().flatten().filter_map(|name| slices.slice(name));
-        Some(slices::discovered(all, &source.port, |pod| match (pods, pod) {
-            (None, _) => true,
-            (Some(_), None) => false,
-            // The uid too: a pod of the same name that came after is another one.
-            (Some(pods), Some(pod)) => pods.pod(&pod.name).is_some_and(|p| {
-                *p.uid == *pod.uid && source.pod_labels.iter().all(|(k, v)| p.labels.get(k) == Some(v))
-            }),
-        }))
+        let all: Vec<&Slice> = of_service.into_iter().flatten().filter_map(|name| slices.slice(name)).collect();
+        let choose = |pod: Option<&slices::Pod>| match (pods, pod) {
+            (None, _) => Chosen::Yes,
+            (Some(_), None) => Chosen::No,
+            (Some(pods), Some(pod)) => match pods.pod(&pod.name) {
+                // The uid too: a pod of the same name that came after is another one.
+                Some(p) if *p.uid == *pod.uid => {
+                    if p.is_of(source) {
+                        Chosen::Yes
+                    } else {
+                        Chosen::No
+                    }
+                }
+                Some(_) | None => Chosen::Unknown,
+            },
+        };
+        let mut reading = slices::read(all.iter().copied(), &source.port, choose);
+        if let Some(pods) = pods.filter(|_| reading.usable.is_empty()) {
+            // A pod is in no slice until it has an address.
+            let named: HashSet<&str> =
+                all.iter().flat_map(|s| &s.endpoints).filter_map(|e| e.pod.as_ref()).map(|p| &*p.uid).collect();
+            let starting = pods.living(source).filter(|p| !named.contains(&*p.uid));
+            reading.awaited.extend(starting.map(|p| (None, Some(p.uid.as_str().into()))));
+        }
+        Some(reading)
+    }
+
+    /// Whether a pod is known to be no longer there, on its way out, or not of this source. Without the pods of it,
+    /// nothing is known.
+    pub(super) fn is_gone(&self, source: &KubernetesSource, pods: Option<&StreamKey>, uid: &str) -> bool {
+        let pods = pods.and_then(|key| self.streams.get(key));
+        pods.is_some_and(|pods| !pods.living(source).any(|p| p.uid == uid))
     }
 
     /// What a Service says of affinity; `None` until its stream was listed, or when there is no such Service.
@@ -192,11 +215,26 @@ impl Stream {
         }
     }
 
+    /// The pods of a source that nobody has deleted.
+    fn living(&self, source: &KubernetesSource) -> impl Iterator<Item = &PodLabels> {
+        let pods = self.objects.values().filter_map(|object| match &object.what {
+            What::Pod(pod) => Some(pod),
+            What::Slice(..) | What::Service(_) => None,
+        });
+        pods.filter(move |pod| !pod.is_ending && pod.is_of(source))
+    }
+
     fn pod(&self, name: &str) -> Option<&PodLabels> {
         match &self.objects.get(name)?.what {
             What::Pod(pod) => Some(pod),
             What::Slice(..) | What::Service(_) => None,
         }
+    }
+}
+
+impl PodLabels {
+    fn is_of(&self, source: &KubernetesSource) -> bool {
+        source.pod_labels.iter().all(|(key, value)| self.labels.get(key) == Some(value))
     }
 }
 

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::cluster::{Cluster, Endpoint, Slice, endpoints, wait_for};
 use super::double::Double;
+use super::handover;
 use crate::support::{PATIENCE, TestPerch, eventually};
 
 const BY_SERVICE: &str = "{name: stable, kubernetes: {service: hello, port: http}}";
@@ -21,6 +22,10 @@ pub(super) const ALL: &[Case] = &[
     ("one service and pod labels make two versions", one_service_and_pod_labels_make_two_versions),
     ("affinity follows the service", affinity_follows_the_service),
     ("a switch of the selector is one snapshot", a_switch_of_the_selector_is_one_snapshot),
+    ("a switch before the new ones are ready waits for them", handover::a_switch_before_they_are_ready),
+    ("so does one by pod labels", handover::a_switch_before_they_are_ready_by_labels),
+    ("what is not ready or deleted leaves at once", handover::what_is_not_ready_or_deleted_leaves_at_once),
+    ("a reload to a service that is not ready yet", handover::a_reload_to_a_service_that_is_not_ready_yet),
     ("terminating endpoints drain", terminating_endpoints_drain),
     ("both address families are read", both_address_families_are_read),
     ("a service that comes later is found", a_service_that_comes_later_is_found),
@@ -141,7 +146,7 @@ fn a_service_that_comes_later_is_found(cluster: &Cluster) {
     wait_for(&perch, "stable", &["10.1.0.1:80"]);
 }
 
-fn generation(perch: &TestPerch) -> f64 {
+pub(super) fn generation(perch: &TestPerch) -> f64 {
     perch.metric("perch_config_generation").unwrap()
 }
 

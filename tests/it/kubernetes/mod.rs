@@ -4,6 +4,7 @@
 mod cases;
 mod cluster;
 mod double;
+mod handover;
 mod manifests;
 mod outage;
 mod query;

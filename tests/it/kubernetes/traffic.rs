@@ -15,24 +15,24 @@ const BY_SERVICE: &str = "{name: stable, kubernetes: {service: hello, port: http
 const NO_AFFINITY: &str = "    affinity: None\n";
 
 /// One slice per backend, as each has its own port.
-fn slice(backend: &TestBackend, name: &str, pod: &str) -> Slice {
+pub(super) fn slice(backend: &TestBackend, name: &str, pod: &str) -> Slice {
     Slice::of("hello", name, backend.address().port(), &[Endpoint::ready("127.0.0.1", pod)])
 }
 
-fn publish(cluster: &Cluster, backends: &[(&TestBackend, &str)]) {
+pub(super) fn publish(cluster: &Cluster, backends: &[(&TestBackend, &str)]) {
     for (backend, pod) in backends {
         cluster.slice(&slice(backend, &format!("hello-{pod}"), pod));
     }
 }
 
 /// Asks all the time; what was answered, in order. Anything but 200 ends it.
-struct Users {
+pub(super) struct Users {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<Vec<(Instant, String)>>>,
 }
 
 impl Users {
-    fn start(perch: &TestPerch) -> Self {
+    pub(super) fn start(perch: &TestPerch) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let address = perch.address("http");
         let threads = (0..3).map(|_| {
@@ -44,7 +44,7 @@ impl Users {
         Self { threads: threads.collect(), stop }
     }
 
-    fn finish(self) -> Vec<(Instant, String)> {
+    pub(super) fn finish(self) -> Vec<(Instant, String)> {
         self.stop.store(true, Ordering::Relaxed);
         let mut all: Vec<_> = self.threads.into_iter().flat_map(|t| t.join().unwrap()).collect();
         all.sort();
@@ -65,7 +65,7 @@ fn use_it(address: SocketAddr, stop: &AtomicBool) -> Vec<(Instant, String)> {
     answers
 }
 
-fn answers(all: &[(Instant, String)]) -> Vec<&str> {
+pub(super) fn answers(all: &[(Instant, String)]) -> Vec<&str> {
     let mut seen: Vec<&str> = all.iter().map(|(_, text)| text.as_str()).collect();
     seen.sort_unstable();
     seen.dedup();

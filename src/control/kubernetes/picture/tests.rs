@@ -45,8 +45,8 @@ fn source(track: Option<&str>) -> KubernetesSource {
 
 fn hosts(picture: &Picture, track: Option<&str>) -> Option<Vec<String>> {
     let pods = track.map(|_| key(Kind::Pods));
-    let found = picture.endpoints(&source(track), &key(Kind::EndpointSlices), pods.as_ref())?;
-    Some(found.iter().map(|d| d.address.to_string()).collect())
+    let found = picture.reading(&source(track), &key(Kind::EndpointSlices), pods.as_ref())?;
+    Some(found.usable.iter().map(|d| d.address.to_string()).collect())
 }
 
 fn version(number: u64) -> Version {
@@ -198,10 +198,10 @@ fn fresh(now: &Objects, at: u64) -> Picture {
     picture
 }
 
-fn all(picture: &Picture) -> [Option<Vec<Discovered>>; 3] {
+fn all(picture: &Picture) -> [Option<Reading>; 3] {
     [None, Some("stable"), Some("canary")].map(|track| {
         let pods = track.map(|_| key(Kind::Pods));
-        picture.endpoints(&source(track), &key(Kind::EndpointSlices), pods.as_ref())
+        picture.reading(&source(track), &key(Kind::EndpointSlices), pods.as_ref())
     })
 }
 
