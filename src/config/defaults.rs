@@ -77,6 +77,7 @@ impl Default for ListenerLimits {
             connections: 10_000,
             connections_per_client: 0,
             streams: 100,
+            body_rate: 240,
         }
     }
 }

@@ -114,6 +114,7 @@ fn listener(listener: &Listener) -> Value {
                 "connections": l.connections,
                 "connectionsPerClient": l.connections_per_client,
                 "streams": l.streams,
+                "bodyRate": l.body_rate,
             })),
         ),
     ])

@@ -157,6 +157,7 @@ fn limits(node: &Node<'_>) -> ListenerLimits {
     l.connections = map.integer("connections", l.connections, 1..=10_000_000);
     l.connections_per_client = map.integer("connectionsPerClient", l.connections_per_client, 0..=10_000_000);
     l.streams = map.integer("streams", l.streams, 1..=10_000);
+    l.body_rate = map.integer("bodyRate", l.body_rate, 0..=1_000_000_000);
     map.finish();
     if l.target_bytes > l.head_bytes {
         node.problem(format!(

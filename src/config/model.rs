@@ -165,6 +165,8 @@ pub struct ListenerLimits {
     pub connections_per_client: usize,
     /// HTTP/2 streams open at once on a connection.
     pub streams: u32,
+    /// Bytes per second, at least, of a request's body while it is waited for; 0: any.
+    pub body_rate: u32,
 }
 
 /// Hosts and paths to a service.

@@ -6,6 +6,8 @@
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::buffer::{Buffers, Size};
 use super::connection::Connection;
 use super::http1::head::find_end;
@@ -32,17 +34,31 @@ pub(crate) struct Deadlines {
     pub(crate) response_body: Duration,
     /// Without a byte of the request's body.
     pub(crate) request_body: Duration,
+    /// Bytes per second, at least, while a request's body is waited for; 0: any.
+    pub(crate) body_rate: u32,
     /// Without the client taking anything.
     pub(crate) write: Duration,
 }
 
 impl Deadlines {
+    /// How long a client may still be waited for that has sent `bytes` of a body and was waited for `waited` so far.
+    fn patience(&self, bytes: u64, waited: Duration) -> Duration {
+        match self.body_rate {
+            0 => self.request_body,
+            rate => {
+                let earned = Duration::from_millis(bytes.saturating_mul(1_000) / u64::from(rate));
+                self.request_body.min((RATE_GRACE + earned).saturating_sub(waited))
+            }
+        }
+    }
+
     pub(crate) fn of(connection: &Connection, plan: &Plan) -> Self {
         let (client, endpoint) = (&connection.listener.config.timeouts, &plan.service.config.timeouts);
         Self {
             response_head: endpoint.response_head,
             response_body: endpoint.body,
             request_body: client.body,
+            body_rate: connection.listener.config.limits.body_rate,
             write: client.write,
         }
     }
@@ -70,6 +86,10 @@ pub(crate) struct Progress {
     pub(crate) is_gated: bool,
 }
 
+/// A slow start is forgiven: round trips, a client that has to find its file (Kestrel's `MinRequestBodyDataRate` has
+/// the same grace).
+const RATE_GRACE: Duration = Duration::from_secs(5);
+
 /// How long a body is held back for a 100 that does not come (reliability.md B10).
 const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 
@@ -80,6 +100,9 @@ pub(crate) struct HeadWait {
     seen: usize,
     /// When the deadline was last set.
     moved: Option<Progress>,
+    /// Since when the client is waited for, and for how long it was before. What the endpoint takes does not count.
+    waits_since: Option<Instant>,
+    waited: Duration,
 }
 
 impl HeadWait {
@@ -115,17 +138,25 @@ impl HeadWait {
         }
     }
 
-    /// The time from now on, if something has moved since it was last asked for.
-    pub(crate) fn rearm(&mut self, now: Progress, deadlines: &Deadlines) -> Option<Duration> {
+    /// The deadline, if something has moved since it was last asked for.
+    pub(crate) fn rearm(&mut self, now: Progress, deadlines: &Deadlines) -> Option<Instant> {
         if self.moved.replace(now) == Some(now) {
             return None;
         }
+        let time = Instant::now();
+        if let Some(since) = self.waits_since.take() {
+            self.waited += time - since;
+        }
         // Whoever's turn it is: an endpoint that reads nothing has no more time than one that says nothing.
-        Some(match now {
+        let after = match now {
             Progress { is_gated: true, .. } => CONTINUE_WAIT,
-            Progress { waits_for_client: true, .. } => deadlines.request_body,
+            Progress { waits_for_client: true, bytes, .. } => {
+                self.waits_since = Some(time);
+                deadlines.patience(bytes, self.waited)
+            }
             _ => deadlines.response_head,
-        })
+        };
+        Some(time + after)
     }
 }
 
@@ -136,5 +167,33 @@ impl Progress {
             true => Broken::Client(Reason::BodyTimeout),
             false => Broken::Endpoint(Reason::ResponseTimeout),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deadlines(body_rate: u32) -> Deadlines {
+        let long = Duration::from_secs(60);
+        let request_body = Duration::from_secs(30);
+        Deadlines { response_head: long, response_body: long, request_body, body_rate, write: long }
+    }
+
+    #[test]
+    fn patience_is_earned_by_bytes_and_used_up_by_waiting() {
+        let rules = deadlines(240);
+        let seconds = Duration::from_secs;
+
+        assert_eq!(rules.patience(0, seconds(0)), seconds(5));
+        assert_eq!(rules.patience(0, seconds(4)), seconds(1));
+        assert_eq!(rules.patience(2_400, seconds(4)), seconds(11));
+        assert_eq!(rules.patience(0, seconds(6)), seconds(0));
+        assert_eq!(rules.patience(u64::MAX, seconds(6)), rules.request_body);
+    }
+
+    #[test]
+    fn without_a_rate_only_the_silence_counts() {
+        assert_eq!(deadlines(0).patience(0, Duration::from_secs(1_000)), Duration::from_secs(30));
     }
 }

@@ -91,7 +91,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, connection: Connec
         .keep_alive_timeout(PING_TIMEOUT)
         .auto_date_header(false);
     let mut http = Box::pin(builder.serve_connection(TokioIo::new(stream), service));
-    let mut dog = Watchdog::new(Instant::now(), timeouts.first_byte);
+    let mut dog = Watchdog::new(Instant::now() + timeouts.first_byte);
     let mut seen = 0;
     let mut is_closing = false;
     let ended = poll_fn(|cx| {
@@ -383,11 +383,10 @@ impl Exchange<'_> {
                 return Poll::Ready(head);
             }
             let now = upload.progress();
-            if let Some(after) = wait.rearm(now, &deadlines) {
-                let at = Instant::now();
+            if let Some(deadline) = wait.rearm(now, &deadlines) {
                 match &mut dog {
-                    Some(dog) => dog.set(at + after),
-                    none => *none = Some(kennel.take(at, after)),
+                    Some(dog) => dog.set(deadline),
+                    none => *none = Some(kennel.take(deadline)),
                 }
             }
             let Some(dog) = &mut dog else { return Poll::Pending };

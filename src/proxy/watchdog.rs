@@ -7,7 +7,6 @@
 use std::cell::RefCell;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -19,8 +18,8 @@ pub(crate) struct Watchdog {
 }
 
 impl Watchdog {
-    pub(crate) fn new(now: Instant, after: Duration) -> Self {
-        Self { deadline: now + after, timer: Box::pin(sleep_until(now + after)) }
+    pub(crate) fn new(deadline: Instant) -> Self {
+        Self { deadline, timer: Box::pin(sleep_until(deadline)) }
     }
 
     /// Moves the deadline.
@@ -53,13 +52,13 @@ pub(crate) struct Kennel(RefCell<Vec<Watchdog>>);
 const KEPT: usize = 256;
 
 impl Kennel {
-    pub(crate) fn take(&self, now: Instant, after: Duration) -> Watchdog {
+    pub(crate) fn take(&self, deadline: Instant) -> Watchdog {
         match self.0.borrow_mut().pop() {
             Some(mut dog) => {
-                dog.set(now + after);
+                dog.set(deadline);
                 dog
             }
-            None => Watchdog::new(now, after),
+            None => Watchdog::new(deadline),
         }
     }
 
@@ -74,13 +73,14 @@ impl Kennel {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
+    use std::time::Duration;
 
     use super::*;
 
     #[tokio::test(start_paused = true)]
     async fn fires_at_the_last_deadline_set() {
         let start = Instant::now();
-        let mut dog = Watchdog::new(start, Duration::from_secs(1));
+        let mut dog = Watchdog::new(start + Duration::from_secs(1));
 
         dog.set(start + Duration::from_secs(5));
         poll_fn(|cx| dog.poll(cx)).await;
@@ -91,7 +91,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_deadline_moved_closer_fires_sooner() {
         let start = Instant::now();
-        let mut dog = Watchdog::new(start, Duration::from_secs(60));
+        let mut dog = Watchdog::new(start + Duration::from_secs(60));
 
         dog.set(start + Duration::from_secs(2));
         poll_fn(|cx| dog.poll(cx)).await;

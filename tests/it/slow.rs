@@ -83,6 +83,24 @@ fn a_slow_body_that_moves_is_waited_for() {
 }
 
 #[test]
+fn a_body_slower_than_the_least_rate_is_given_up() {
+    // Each byte comes long before `body`, and still ten a second are less than wanted.
+    let front = front_with("limits: {bodyRate: 1000000}", "");
+    let mut client = front.client();
+    let start = Instant::now();
+
+    client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\n");
+    while start.elapsed() < Duration::from_secs(20) && client.try_send("x").is_ok() {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+
+    let took = start.elapsed();
+    front.logged("body-timeout");
+    assert!((5..20).contains(&took.as_secs()), "{took:?}");
+    assert!(front.backend.seen().iter().all(|seen| !seen.is_whole));
+}
+
+#[test]
 fn a_client_that_never_reads_is_given_up() {
     let front = front_with("timeouts: {write: 500ms}", "");
     front.backend.script(|_| {

@@ -57,8 +57,8 @@ pub(crate) async fn await_head(
             return Poll::Ready(head.map(Waited::Head));
         }
         let now = upload.progress();
-        if let Some(after) = wait.rearm(now, &deadlines) {
-            dog.set(Instant::now() + after);
+        if let Some(deadline) = wait.rearm(now, &deadlines) {
+            dog.set(deadline);
         }
         dog.poll(cx).map(|()| if now.is_gated { Ok(Waited::NoContinue) } else { Err(now.late()) })
     })

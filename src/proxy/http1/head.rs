@@ -124,14 +124,7 @@ mod tests {
     use super::*;
 
     fn limits() -> ListenerLimits {
-        ListenerLimits {
-            head_bytes: 4096,
-            target_bytes: 100,
-            fields: 5,
-            connections: 1,
-            connections_per_client: 0,
-            streams: 1,
-        }
+        ListenerLimits { head_bytes: 4096, target_bytes: 100, fields: 5, ..ListenerLimits::default() }
     }
 
     fn reason(head: &[u8]) -> Option<Reason> {

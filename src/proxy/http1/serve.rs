@@ -33,7 +33,7 @@ use crate::reason::Reason;
 /// Serves a connection to its end.
 pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, early: Buffer, connection: Connection) {
     let timeouts = connection.listener.config.timeouts;
-    let dog = Watchdog::new(Instant::now(), timeouts.first_byte);
+    let dog = Watchdog::new(Instant::now() + timeouts.first_byte);
     let mut session = Session { client: ClientSide { stream, buffer: early, dog }, worker, connection, served: 0 };
     while let After::Next = session.request().await {
         session.served += 1;

@@ -72,7 +72,7 @@ pub(super) async fn paced<F: Future>(task: F, pace: Rc<Pace>, write: Duration) {
             Step::Handed => {
                 let now = Instant::now();
                 waits = Some((now, pace.written.get()));
-                dog.get_or_insert_with(|| Watchdog::new(now, write)).set(now + write);
+                dog.get_or_insert_with(|| Watchdog::new(now + write)).set(now + write);
             }
         }
         while let (Some((since, written)), Some(dog)) = (&mut waits, &mut dog) {

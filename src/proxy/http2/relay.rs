@@ -144,7 +144,7 @@ impl Relay {
                 Poll::Ready(_) => return Poll::Ready(Err(Reason::UpstreamTruncated)),
                 Poll::Pending => {
                     let wait = self.deadlines.response_body;
-                    let dog = self.dog.get_or_insert_with(|| Watchdog::new(Instant::now(), wait));
+                    let dog = self.dog.get_or_insert_with(|| Watchdog::new(Instant::now() + wait));
                     return dog.poll(cx).map(|()| Err(Reason::UpstreamStalled));
                 }
             }
