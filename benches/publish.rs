@@ -7,7 +7,7 @@ use std::hint::black_box;
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use perch::config::Config;
 use perch::decide::reweigh::Amount;
-use perch::state::model::{Model, Names, WeightChange};
+use perch::state::model::{Change, Model, Names};
 use perch::state::publish::Published;
 
 fn model(config: Config) -> Model {
@@ -51,14 +51,8 @@ fn publish(bench: &mut Criterion) {
             b.iter(|| {
                 percent = percent % 99 + 1;
                 let amount = Amount::percent(f64::from(percent)).expect("a share");
-                let change = WeightChange {
-                    service: "service-0".to_owned(),
-                    amounts: vec![("canary".to_owned(), amount)],
-                    expected: None,
-                    closed: false,
-                    on_decrease: None,
-                };
-                model.set_weights(&change, 0).expect("it is set");
+                let amounts = vec![("canary".to_owned(), amount)];
+                model.change(&Change::weights("service-0", amounts, "bench"), 0).expect("it is set");
                 published.store(model.snapshot().clone());
                 black_box(&published);
             });

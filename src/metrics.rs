@@ -134,6 +134,8 @@ fn histogram(metric: Metric, labels: &[(&'static str, &str)]) -> Histogram {
 pub enum Flip {
     /// Weights, versions or salt changed.
     WeightChange,
+    /// An abort took everyone back.
+    Abort,
     /// A drain or freeze that held the client has ended.
     DrainDeadline,
     /// A header or cookie asked for it, or no longer does.
@@ -145,13 +147,14 @@ pub enum Flip {
 }
 
 impl Flip {
-    pub const ALL: [Self; 5] =
-        [Self::WeightChange, Self::DrainDeadline, Self::Override, Self::WhenEmpty, Self::Unexplained];
+    pub const ALL: [Self; 6] =
+        [Self::WeightChange, Self::Abort, Self::DrainDeadline, Self::Override, Self::WhenEmpty, Self::Unexplained];
 
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::WeightChange => "weight-change",
+            Self::Abort => "abort",
             Self::DrainDeadline => "drain-deadline",
             Self::Override => "override",
             Self::WhenEmpty => "when-empty",

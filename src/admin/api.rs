@@ -22,7 +22,8 @@ use super::weights::Wanted;
 use super::{AdminState, explain, exposition, query, services, weights};
 use crate::config;
 use crate::control::ControlError;
-use crate::state::model::{WeightChange, WeightError};
+use crate::decide::rollout::verb::{Verb, VerbError};
+use crate::state::model::{Change, ChangeError};
 use crate::state::snapshot::Service;
 
 type Answer = Response<Full<Bytes>>;
@@ -220,13 +221,10 @@ async fn set_weights(state: &AdminState, peer: SocketAddr, service: String, body
         Err(message) => return error(StatusCode::BAD_REQUEST, message),
     };
     // The writer's audit line says who changed what from what to what.
-    let who = reason.map_or_else(|| peer.to_string(), |reason| format!("{peer}, because: {reason}"));
-    let change = WeightChange { service: service.clone(), amounts, expected: generation, closed, on_decrease: None };
-    match state.control.set_weights(change, who).await {
-        Ok(snapshot) => match services::find(&snapshot, &service) {
-            Some(set) => json(StatusCode::OK, &Weights::new(snapshot.generation, set)),
-            None => error(StatusCode::INTERNAL_SERVER_ERROR, "the service went away meanwhile"),
-        },
+    let verb = Verb::SetWeights { amounts, closed, on_decrease: None };
+    let change = Change { service, verb, expected: generation, who: peer.to_string(), reason, what_if: false };
+    match state.control.change(change, false).await {
+        Ok(done) => json(StatusCode::OK, &Weights::new(done.snapshot.generation, &done.after)),
         Err(problem) => not_set(&problem),
     }
 }
@@ -234,13 +232,19 @@ async fn set_weights(state: &AdminState, peer: SocketAddr, service: String, body
 fn not_set(problem: &ControlError) -> Answer {
     let message = problem.to_string();
     match problem {
-        ControlError::Weights(WeightError::UnknownService { .. }) => error(StatusCode::NOT_FOUND, message),
-        ControlError::Weights(WeightError::Conflict { current, .. }) => {
+        ControlError::Change(ChangeError::UnknownService { .. }) => error(StatusCode::NOT_FOUND, message),
+        ControlError::Change(ChangeError::Conflict { current, .. }) => {
             json(StatusCode::CONFLICT, &json!({ "error": message, "generation": current }))
         }
-        ControlError::Weights(WeightError::Reweigh(_)) => error(StatusCode::BAD_REQUEST, format!("weights: {message}")),
-        ControlError::Stopped => error(StatusCode::SERVICE_UNAVAILABLE, message),
-        ControlError::Build(_) | ControlError::Weights(WeightError::Build(_)) => {
+        ControlError::Change(ChangeError::Verb(VerbError::Reweigh(_))) => {
+            error(StatusCode::BAD_REQUEST, format!("weights: {message}"))
+        }
+        ControlError::Change(ChangeError::Verb(VerbError::UnknownVersion { .. })) => {
+            error(StatusCode::BAD_REQUEST, format!("weights: {message}"))
+        }
+        ControlError::Change(ChangeError::Verb(_)) => error(StatusCode::CONFLICT, message),
+        ControlError::Stopped | ControlError::NotStored(_) => error(StatusCode::SERVICE_UNAVAILABLE, message),
+        ControlError::Build(_) | ControlError::Change(ChangeError::Build(_)) => {
             error(StatusCode::INTERNAL_SERVER_ERROR, message)
         }
     }

@@ -10,6 +10,7 @@ use http::header::HeaderName;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub use crate::decide::rollout::OnDecrease;
 pub use crate::decide::route::{Hostname, PathMatch};
 pub use crate::decide::slices::Port as KubernetesPort;
 use crate::decide::{KeyPrefix, Weight, WhenEmpty};
@@ -222,17 +223,6 @@ pub enum Affinity {
         /// A pin's idle timeout: `sessionAffinityConfig.clientIP.timeoutSeconds`, 1 to 86,400 s.
         timeout: Duration,
     },
-}
-
-/// What a decreased weight does to the clients of a version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnDecrease {
-    Evict,
-    /// They stay while active, at most this long.
-    Drain {
-        deadline: Duration,
-    },
-    Freeze,
 }
 
 /// Headers and cookies that choose the version: `always`, `never` or a version's name.

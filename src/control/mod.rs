@@ -6,9 +6,10 @@ pub mod checks;
 pub mod file;
 pub mod kubernetes;
 pub mod resolve;
+pub mod store;
 pub mod writer;
 
-pub use writer::{Control, ControlError, Writer};
+pub use writer::{Control, ControlError, Done, Writer};
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;

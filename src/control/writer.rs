@@ -16,13 +16,17 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tracing::{debug, error, info};
 
 use super::resolve;
+use super::store::Store;
 use crate::config::{Affinity, Config};
+use crate::decide::rollout::Rollouts;
 use crate::metrics::TICK;
 use crate::state::clock::Clock;
-use crate::state::model::{BuildError, ClusterNews, HostPort, Model, Names, WeightChange, WeightError};
+use crate::state::model::{BuildError, Change, ChangeError, ClusterNews, HostPort, Model, Names};
 use crate::state::pins::Pins;
 use crate::state::publish::Published;
-use crate::state::snapshot::{EndpointId, ServiceId, Snapshot};
+use crate::state::snapshot::{EndpointId, Service, ServiceId, Snapshot};
+
+mod changes;
 
 /// From the first change to its publication. Not from the last one: under a storm there is no last one.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -52,6 +56,7 @@ pub struct Control {
 #[derive(Debug)]
 pub struct Writer {
     model: Model,
+    store: Store,
     clock: Clock,
     pins: Arc<Pins>,
     published: Published,
@@ -86,11 +91,28 @@ enum Command {
         news: ClusterNews,
         answer: Option<oneshot::Sender<()>>,
     },
-    SetWeights {
-        change: WeightChange,
-        who: String,
-        answer: oneshot::Sender<Result<Arc<Snapshot>, WeightError>>,
+    Adopt {
+        rollouts: Box<Rollouts>,
     },
+    Change {
+        change: Box<Change>,
+        is_dry: bool,
+        answer: oneshot::Sender<Result<Done, ControlError>>,
+    },
+}
+
+/// A verb that was done, or could be.
+#[derive(Clone, Debug)]
+pub struct Done {
+    /// In force now; of a dry run what is in force still.
+    pub snapshot: Arc<Snapshot>,
+    /// The service before and after the verb, whether it is in force or not.
+    pub before: Arc<Service>,
+    pub after: Arc<Service>,
+    /// The service's last revision afterwards.
+    pub revision: u64,
+    /// The verb has something to do.
+    pub is_change: bool,
 }
 
 /// The change was not made.
@@ -98,10 +120,12 @@ enum Command {
 pub enum ControlError {
     #[error(transparent)]
     Build(#[from] BuildError),
+    #[error(transparent)]
+    Change(#[from] ChangeError),
+    #[error("this can't be kept, so it was not done: {0}")]
+    NotStored(String),
     #[error("perch is stopping")]
     Stopped,
-    #[error(transparent)]
-    Weights(#[from] WeightError),
 }
 
 impl Control {
@@ -127,14 +151,22 @@ impl Control {
         Ok(answered.await.map_err(|_| ControlError::Stopped)??)
     }
 
-    /// Sets weights and returns the snapshot with them. `who` is for the audit log: whom the request came from.
+    /// Does a verb: stored and in force when this returns. A dry run only tells what it would do.
     ///
     /// # Errors
-    /// When it can't be done ([`WeightError`], a conflict among them), or perch is stopping.
-    pub async fn set_weights(&self, change: WeightChange, who: String) -> Result<Arc<Snapshot>, ControlError> {
+    /// When it can't be done ([`ChangeError`], a conflict among them) or not be stored, or perch is stopping.
+    pub async fn change(&self, change: Change, is_dry: bool) -> Result<Done, ControlError> {
         let (answer, answered) = oneshot::channel();
-        self.send(Command::SetWeights { change, who, answer }).await?;
-        Ok(answered.await.map_err(|_| ControlError::Stopped)??)
+        self.send(Command::Change { change: Box::new(change), is_dry, answer }).await?;
+        answered.await.map_err(|_| ControlError::Stopped)?
+    }
+
+    /// A document that another perch wrote. An older one than ours changes nothing.
+    ///
+    /// # Errors
+    /// When perch is stopping.
+    pub async fn adopt(&self, rollouts: Rollouts) -> Result<(), ControlError> {
+        self.send(Command::Adopt { rollouts: Box::new(rollouts) }).await
     }
 
     /// What a name resolved to. An empty answer changes nothing.
@@ -193,20 +225,36 @@ impl Control {
 }
 
 impl Writer {
-    /// The first snapshot, published. Its names are looked up before, for two seconds at most; those that have no
-    /// address by then get it from the resolver.
+    /// As [`Self::start_with`], of a perch that remembers no rollouts and keeps none.
     ///
     /// # Errors
     /// See [`BuildError`].
     pub async fn start(config: Config, clock: Clock, pins: Arc<Pins>) -> Result<(Self, Control), BuildError> {
+        Self::start_with(config, clock, pins, Store::Memory, Rollouts::default()).await
+    }
+
+    /// The first snapshot, published. Its names are looked up before, for two seconds at most; those that have no
+    /// address by then get it from the resolver. `rollouts` is what the store had.
+    ///
+    /// # Errors
+    /// See [`BuildError`].
+    pub async fn start_with(
+        config: Config,
+        clock: Clock,
+        pins: Arc<Pins>,
+        store: Store,
+        rollouts: Rollouts,
+    ) -> Result<(Self, Control), BuildError> {
         let names = resolve::first(config.host_ports().collect(), RESOLVE_FIRST).await;
-        let model = Model::new(config, names, clock.now())?;
+        let stored = rollouts.sequence;
+        let model = Model::with_rollouts(config, names, rollouts, clock.moment())?;
         let published = Published::new(model.snapshot().clone());
         let (sender, commands) = mpsc::channel(COMMANDS);
         let (generation, follow) = watch::channel(model.snapshot().generation);
         let control = Control { commands: sender, published: published.clone(), generation: follow };
         let mut writer = Self {
             model,
+            store,
             clock,
             pins,
             published,
@@ -220,6 +268,9 @@ impl Writer {
             ticks: 0,
         };
         writer.publish();
+        if stored > 0 {
+            writer.keep(stored).await;
+        }
         Ok((writer, control))
     }
 
@@ -229,7 +280,7 @@ impl Writer {
     /// See [`BuildError`].
     pub fn remember(&mut self, news: ClusterNews) -> Result<(), BuildError> {
         if self.model.discover(news) {
-            self.model.rebuild(self.clock.now())?;
+            self.model.rebuild(self.clock.moment())?;
             self.publish();
         }
         Ok(())
@@ -246,27 +297,29 @@ impl Writer {
                 // A burst is one snapshot: commands first, unless what came before them has waited long enough.
                 biased;
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some_and(|due| due <= Instant::now()) => {
-                    self.rebuild_due();
+                    self.rebuild_due().await;
                 }
                 command = self.commands.recv() => match command {
-                    Some(command) => self.obey(command),
+                    Some(command) => self.obey(command).await,
                     None => return,
                 },
-                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.rebuild_due(),
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.rebuild_due().await,
                 () = sleep_until(draining.unwrap_or_else(Instant::now)), if draining.is_some() => self.mark_draining(),
                 _ = second.tick() => self.keep_house(),
             }
         }
     }
 
-    fn obey(&mut self, command: Command) {
+    async fn obey(&mut self, command: Command) {
         match command {
             Command::Configure { config, names, news, answer } => {
                 // Kept even if the configuration is refused: it is what the cluster says.
                 self.model.discover(news);
-                let done = self.model.configure(*config, names, self.clock.now());
+                let sequence = self.model.snapshot().rollouts.sequence;
+                let done = self.model.configure(*config, names, self.clock.moment());
                 if done.is_ok() {
                     self.publish();
+                    self.keep(sequence).await;
                 }
                 tell(answer, done.map(|()| self.model.snapshot().clone()));
             }
@@ -287,19 +340,10 @@ impl Writer {
                     tell(answer, ());
                 }
             }
-            Command::SetWeights { change, who, answer } => {
-                let before = self.shown_weights(&change.service);
-                let done = self.model.set_weights(&change, self.clock.now());
-                let after = self.shown_weights(&change.service);
-                let (service, generation) = (&change.service, self.model.snapshot().generation);
-                match &done {
-                    Ok(()) => {
-                        info!(audit = true, who, service, generation, before, after, "Set weights.");
-                        self.publish();
-                    }
-                    Err(error) => info!(audit = true, who, service, generation, %error, "Refused to set weights."),
-                }
-                tell(answer, done.map(|()| self.model.snapshot().clone()));
+            Command::Adopt { rollouts } => self.adopt(*rollouts),
+            Command::Change { change, is_dry, answer } => {
+                let done = if is_dry { self.try_out(&change) } else { self.change(&change).await };
+                tell(answer, done);
             }
         }
     }
@@ -324,10 +368,10 @@ impl Writer {
     }
 
     /// With what has already come, which would otherwise wait for the next publication.
-    fn rebuild_due(&mut self) {
+    async fn rebuild_due(&mut self) {
         for _ in 0..COMMANDS {
             let Ok(command) = self.commands.try_recv() else { break };
-            self.obey(command);
+            self.obey(command).await;
         }
         // Unless one of them was published with all the others.
         if self.due().is_some_and(|due| due <= Instant::now()) {
@@ -335,20 +379,11 @@ impl Writer {
         }
     }
 
-    fn shown_weights(&self, service: &str) -> String {
-        let services = &self.model.snapshot().services;
-        let Some(split) = services.iter().find(|s| *s.name == *service).map(|s| &s.policy.split) else {
-            return String::new();
-        };
-        let shown = |v: usize| Some(format!("{}={}", split.name(v)?, split.weight(v)?.value()));
-        (0..split.len()).filter_map(shown).collect::<Vec<_>>().join(" ")
-    }
-
     /// Of what came by itself.
     fn rebuild(&mut self) {
         self.unpublished = None;
         self.rebuilt = Some(Instant::now());
-        match self.model.rebuild(self.clock.now()) {
+        match self.model.rebuild(self.clock.moment()) {
             Ok(()) => self.publish(),
             Err(error) => {
                 self.is_stuck = true;

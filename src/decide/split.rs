@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher24;
 use siphasher::sip128::{Hasher128, SipHasher24 as SipHasher24x128};
 
@@ -73,6 +74,27 @@ impl Weight {
     pub fn value(self) -> f64 {
         self.0 as f64 / Self::UNIT
     }
+}
+
+/// As a plain number, a whole one without a point.
+impl Serialize for Weight {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a whole number of 0 to 1e9")]
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let value = self.value();
+        if value.fract() == 0.0 { to.serialize_u64(value as u64) } else { to.serialize_f64(value) }
+    }
+}
+
+impl<'de> Deserialize<'de> for Weight {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let value = f64::deserialize(from)?;
+        Self::new(value).ok_or_else(|| serde::de::Error::custom(format!("{value} is no weight")))
+    }
+}
+
+/// Of several weights, for [`Weight::is_smaller_share`]. At most 1,000 of them.
+pub(super) fn sum<'a>(weights: impl Iterator<Item = &'a Weight>) -> u64 {
+    weights.map(|w| w.0).sum()
 }
 
 /// The seed of a service's cohorts. Two services with one salt have the same canary users.

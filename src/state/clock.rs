@@ -1,7 +1,8 @@
 //! Time on the request path: milliseconds since the process started, monotonic. Read once per request; everything in
-//! `decide` and `state` takes it as an argument. Wall time never decides a deadline (reliability.md H9).
+//! `decide` and `state` takes it as an argument. Wall time never decides a deadline (reliability.md H9); a deadline that must
+//! survive a restart is kept in wall time, and turned into process time once, when it is first seen.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Milliseconds since it was started. Copies agree.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +28,31 @@ impl Clock {
     #[must_use]
     pub fn now(self) -> u64 {
         Self::LEAD + millis(self.0.elapsed())
+    }
+}
+
+/// One moment on both clocks, in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// [`Clock::now`].
+    pub clock: u64,
+    /// Since 1970.
+    pub wall: u64,
+}
+
+impl Clock {
+    /// Now, on both clocks.
+    #[must_use]
+    pub fn moment(self) -> Moment {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Moment { clock: self.now(), wall: millis(since) }
+    }
+}
+
+/// Where nothing is kept and both may be the same: tests, benches, `explain` on a file.
+impl From<u64> for Moment {
+    fn from(both: u64) -> Self {
+        Self { clock: both, wall: both }
     }
 }
 

@@ -170,6 +170,7 @@ fn flip_reason(last: &Pin, next: &Decision, service: &Service) -> Flip {
     match (last.why, next.why) {
         (Why::Override, _) | (_, Why::Override) => Flip::Override,
         (Why::WhenEmpty, _) | (_, Why::WhenEmpty) => Flip::WhenEmpty,
+        _ if last.epoch < service.aborted => Flip::Abort,
         _ if last.epoch != service.epoch => Flip::WeightChange,
         (Why::DrainPin | Why::FreezePin, _) => Flip::DrainDeadline,
         _ => Flip::Unexplained,

@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use super::decision::{Client, decide};
 use super::fixtures::{config, service};
-use super::model::{Model, Names, WeightChange};
+use super::model::{Change, Model, Names};
 use super::pins::Pins;
 use super::snapshot::Service;
 use crate::config::{Affinity, OnDecrease, Service as ServiceConfig};
 use crate::decide::reweigh::Amount;
+use crate::decide::rollout::verb::Verb;
 use crate::decide::{ClientKey, Hold, KeyPrefix, NoVersion, WhenEmpty, Why};
 
 const SEEDS: u64 = if cfg!(debug_assertions) { 16 } else { 256 };
@@ -101,15 +102,20 @@ impl World {
         let service = self.service();
         let at = usize::try_from(self.dice.roll(service.versions.len() as u64)).unwrap();
         let percent = u32::try_from(self.dice.roll(101)).unwrap();
-        let change = WeightChange {
-            service: service.name.to_string(),
-            amounts: vec![(service.versions[at].name.to_string(), Amount::percent(percent.into()).unwrap())],
-            expected: None,
-            closed: false,
-            on_decrease: (self.dice.roll(3) == 0).then(|| self.dice.rule()),
+        let amounts = vec![(service.versions[at].name.to_string(), Amount::percent(percent.into()).unwrap())];
+        let verb = match self.dice.roll(12) {
+            0 => Verb::Abort,
+            1 => Verb::Pause,
+            2 | 3 => Verb::Resume,
+            4 => Verb::Undo { to_revision: None, on_decrease: None },
+            _ => {
+                let on_decrease = (self.dice.roll(3) == 0).then(|| self.dice.rule());
+                Verb::SetWeights { amounts, closed: false, on_decrease }
+            }
         };
-        // A lone version can't have a share below 100 %.
-        drop(self.model.set_weights(&change, self.now));
+        let change = Change::new(&*service.name, verb, "simulation");
+        // A lone version can't have a share below 100 %, a paused one no other weights.
+        drop(self.model.change(&change, self.now));
     }
 
     /// One request, and the contract on its answer.
@@ -199,7 +205,7 @@ fn whatever_happens_every_answer_keeps_the_contract_and_no_flip_is_unexplained()
             sums
         });
     assert_eq!(flips["unexplained"], 0, "{flips:?}");
-    for reason in ["weight-change", "when-empty", "drain-deadline"] {
+    for reason in ["weight-change", "abort", "when-empty", "drain-deadline"] {
         assert!(flips[reason] > 0, "the simulation reaches all it is meant to: {flips:?}");
     }
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicU32;
 use crate::config;
 use crate::decide::Policy;
 use crate::decide::places::Places;
+use crate::decide::rollout::Rollouts;
 use crate::decide::route::RouteTable;
 use crate::metrics::{ServiceMetrics, VersionMetrics};
 use crate::state::health::{Health, RetryBudget};
@@ -23,6 +24,8 @@ pub struct Snapshot {
     pub services: Vec<Arc<Service>>,
     /// What it was built from. Weights set at run time are in the services, not here.
     pub config: Arc<config::Config>,
+    /// What was done to the weights, by service; every service of the configuration is in it.
+    pub rollouts: Arc<Rollouts>,
 }
 
 /// A listener as the data path sees it. Kept by identity when nothing of it changed.
@@ -45,6 +48,8 @@ pub struct Service {
     /// Grows when anything changes that may move a client (weights, versions, holds, salt): two different answers for
     /// one client in one epoch need another reason, or are an unexplained flip.
     pub epoch: u32,
+    /// The last epoch that began with an abort; 0 when none did.
+    pub aborted: u32,
     /// In the split's order.
     pub versions: Vec<Version>,
     pub metrics: Arc<ServiceMetrics>,

@@ -12,14 +12,13 @@ async fn start(services: Vec<Service>) -> (Control, Arc<Pins>) {
     (control, pins)
 }
 
-fn canary(amount: &str, expected: Option<u64>) -> WeightChange {
-    WeightChange {
-        service: "hello".into(),
-        amounts: vec![("canary".into(), amount.parse().unwrap())],
-        expected,
-        closed: false,
-        on_decrease: None,
-    }
+fn canary(amount: &str, expected: Option<u64>) -> Change {
+    let amounts = vec![("canary".to_owned(), amount.parse().unwrap())];
+    Change { expected, ..Change::weights("hello", amounts, "test") }
+}
+
+async fn set(control: &Control, change: Change) -> Result<Arc<Snapshot>, ControlError> {
+    control.change(change, false).await.map(|done| done.snapshot)
 }
 
 fn name() -> HostPort {
@@ -45,7 +44,7 @@ async fn generation(control: &Control, at_least: u64) -> Arc<Snapshot> {
 async fn weights_are_published_when_the_answer_comes() {
     let (control, _) = start(vec![hello(90.0, 10.0)]).await;
 
-    let answer = control.set_weights(canary("20%", None), "test".into()).await.unwrap();
+    let answer = set(&control, canary("20%", None)).await.unwrap();
 
     assert_eq!(answer.generation, 2);
     assert!(Arc::ptr_eq(&answer, &control.snapshot()));
@@ -56,13 +55,10 @@ async fn weights_are_published_when_the_answer_comes() {
 async fn of_two_writers_that_looked_at_one_split_one_wins() {
     let (control, _) = start(vec![hello(90.0, 10.0)]).await;
 
-    let (one, other) = tokio::join!(
-        control.set_weights(canary("20%", Some(1)), "one".into()),
-        control.set_weights(canary("30%", Some(1)), "other".into()),
-    );
+    let (one, other) = tokio::join!(set(&control, canary("20%", Some(1))), set(&control, canary("30%", Some(1))),);
 
     assert!(one.is_ok());
-    let Err(ControlError::Weights(WeightError::Conflict { current, .. })) = other else { panic!("{other:?}") };
+    let Err(ControlError::Change(ChangeError::Conflict { current, .. })) = other else { panic!("{other:?}") };
     assert_eq!((current, control.snapshot().generation), (2, 2));
 }
 
@@ -70,10 +66,10 @@ async fn of_two_writers_that_looked_at_one_split_one_wins() {
 async fn a_refused_change_publishes_nothing() {
     let (control, _) = start(vec![hello(90.0, 10.0)]).await;
 
-    let error = control.set_weights(canary("-0", None), "test".into()).await;
+    let error = set(&control, canary("-0", None)).await;
     assert!(error.is_ok(), "minus zero is zero");
-    let change = WeightChange { service: "nobody".into(), ..canary("1", None) };
-    control.set_weights(change, "test".into()).await.unwrap_err();
+    let change = Change { service: "nobody".into(), ..canary("1", None) };
+    set(&control, change).await.unwrap_err();
 
     assert_eq!(control.snapshot().generation, 2);
 }
@@ -145,7 +141,7 @@ async fn a_drain_ends_by_itself() {
     let rule = OnDecrease::Drain { deadline: Duration::from_millis(100) };
     let (control, _) = start(vec![Service { on_decrease: rule, ..hello(90.0, 10.0) }]).await;
 
-    let during = control.set_weights(canary("5%", None), "test".into()).await.unwrap();
+    let during = set(&control, canary("5%", None)).await.unwrap();
     let after = generation(&control, 3).await;
 
     assert!(matches!(during.services[0].policy.holds[..], [Hold::None, Hold::Until(_)]));
@@ -179,9 +175,9 @@ async fn who_asks_a_stopped_writer_is_told() {
     drop(writer);
 
     let amounts = vec![("stable".into(), Amount::Share(1.0))];
-    let change = WeightChange { service: "auth".into(), amounts, ..canary("1", None) };
+    let change = Change::weights("auth", amounts, "test");
 
-    assert!(matches!(control.set_weights(change, "test".into()).await, Err(ControlError::Stopped)));
+    assert!(matches!(set(&control, change).await, Err(ControlError::Stopped)));
     assert!(control.is_stopped());
 }
 

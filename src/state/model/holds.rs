@@ -1,52 +1,66 @@
-//! What a change of the split does to the clients of the versions that lose by it: `evict`, `drain` or `freeze`.
+//! From a rollout's drains to what the data path holds clients by: deadlines on the process's clock.
+//!
+//! A deadline is kept in wall time, so that it survives a restart. It is turned into process time once, when it is first
+//! seen: a clock that is set afterwards moves no deadline.
 
-use crate::config::OnDecrease;
-use crate::decide::{Hold, Policy, Split};
-use crate::state::clock::millis;
+use std::collections::HashMap;
+use std::sync::Arc;
 
-/// The holds beside `after`, in its order. `before` is what was in force; `rule_before` its service's own rule, `rule`
-/// the one for this change.
-pub(super) fn next_holds(
-    before: Option<&Policy>,
-    rule_before: Option<OnDecrease>,
-    after: &Split,
-    rule: OnDecrease,
-    now: u64,
-) -> Vec<Hold> {
-    let Some(before) = before else { return vec![Hold::None; after.len()] };
-    let (old, changes) = (&before.split, is_changed(&before.split, after));
-    let hold = |version: usize| {
-        let name = after.name(version);
-        let at = (0..old.len()).find(|at| old.name(*at) == name);
-        let kept = match at.and_then(|at| before.holds.get(at).copied()) {
-            Some(Hold::Until(deadline)) if deadline <= now => Hold::None,
-            Some(hold) => hold,
-            None => Hold::None,
-        };
-        if !changes && rule_before == Some(rule) {
-            return kept;
-        }
-        let fell = changes
-            && match (after.weight(version), at.and_then(|at| old.weight(at))) {
-                (Some(now), Some(earlier)) => now.is_smaller_share(after.sum(), earlier, old.sum()),
-                _ => false,
+use crate::decide::Hold;
+use crate::decide::rollout::{Drain, Rollout, Rollouts};
+use crate::state::clock::Moment;
+
+/// (service, version, deadline in wall time) -> deadline in process time.
+#[derive(Debug, Default)]
+pub(super) struct Deadlines(HashMap<(String, String, u64), u64>);
+
+impl Deadlines {
+    /// The document without drains that are over. Remembers the deadlines of the others, and no more.
+    pub(super) fn without_expired(&mut self, rollouts: Arc<Rollouts>, now: Moment) -> Arc<Rollouts> {
+        let mut known = std::mem::take(&mut self.0);
+        let mut next: Option<Rollouts> = None;
+        for (service, rollout) in &rollouts.services {
+            let mut is_over = |drain: &Drain| {
+                let Some(until) = drain.until_millis else { return false };
+                let key = (service.clone(), drain.version.clone(), until);
+                let here =
+                    known.remove(&key).unwrap_or_else(|| now.clock.saturating_add(until.saturating_sub(now.wall)));
+                self.0.insert(key, here);
+                // Paused, the clock of a drain stands still.
+                here <= now.clock && rollout.paused.is_none()
             };
-        match rule {
-            OnDecrease::Evict => Hold::None,
-            OnDecrease::Drain { deadline } => {
-                let deadline = now.saturating_add(millis(deadline));
-                match kept {
-                    Hold::Until(earlier) => Hold::Until(if fell { deadline.max(earlier) } else { earlier }),
-                    Hold::Frozen => Hold::Until(deadline),
-                    Hold::None if fell => Hold::Until(deadline),
-                    Hold::None => Hold::None,
-                }
+            let (over, left): (Vec<_>, Vec<_>) = rollout.drains.iter().cloned().partition(|d| is_over(d));
+            if !over.is_empty() {
+                let next = next.get_or_insert_with(|| Rollouts::clone(&rollouts));
+                next.services.insert(service.clone(), Arc::new(Rollout { drains: left, ..Rollout::clone(rollout) }));
             }
-            OnDecrease::Freeze if fell => Hold::Frozen,
-            OnDecrease::Freeze => kept,
         }
-    };
-    (0..after.len()).map(hold).collect()
+        next.map_or(rollouts, Arc::new)
+    }
+
+    /// The holds of a service's versions, in their order.
+    pub(super) fn holds<'a>(
+        &self,
+        service: &str,
+        rollout: Option<&Rollout>,
+        versions: impl Iterator<Item = &'a str>,
+    ) -> Vec<Hold> {
+        let hold = |version: &str| {
+            let Some((rollout, drain)) =
+                rollout.and_then(|r| Some((r, r.drains.iter().find(|d| d.version == version)?)))
+            else {
+                return Hold::None;
+            };
+            match drain.until_millis {
+                Some(until) if rollout.paused.is_none() => self
+                    .0
+                    .get(&(service.to_owned(), version.to_owned(), until))
+                    .map_or(Hold::None, |deadline| Hold::Until(*deadline)),
+                Some(_) | None => Hold::Frozen,
+            }
+        };
+        versions.map(hold).collect()
+    }
 }
 
 /// The first deadline among `holds`.
@@ -56,9 +70,4 @@ pub(super) fn next_deadline(holds: &[Hold]) -> Option<u64> {
         Hold::None | Hold::Frozen => None,
     };
     holds.iter().filter_map(deadline).min()
-}
-
-fn is_changed(before: &Split, after: &Split) -> bool {
-    let names = |split: &Split| (0..split.len()).map(|v| split.name(v).cloned()).collect::<Vec<_>>();
-    before.weights() != after.weights() || names(before) != names(after)
 }

@@ -2,7 +2,10 @@ use std::time::Duration;
 
 use super::*;
 use crate::config::{Affinity, Route, Service as ServiceConfig};
-use crate::decide::{Hold, WhenEmpty};
+use crate::decide::reweigh::Amount;
+use crate::decide::rollout::OnDecrease;
+use crate::decide::rollout::verb::Verb;
+use crate::decide::{Hold, Weight, WhenEmpty};
 use crate::state::fixtures::{auth, config, hello, service};
 
 fn drain(service: ServiceConfig, seconds: u64) -> ServiceConfig {
@@ -13,7 +16,7 @@ fn model(services: Vec<ServiceConfig>) -> Model {
     Model::new(config(services), Names::new(), 0).unwrap()
 }
 
-fn set(model: &mut Model, service: &str, amounts: &[(&str, &str)]) -> Result<(), WeightError> {
+fn set(model: &mut Model, service: &str, amounts: &[(&str, &str)]) -> Result<(), ChangeError> {
     set_at(model, service, amounts, None, 0)
 }
 
@@ -23,10 +26,9 @@ fn set_at(
     amounts: &[(&str, &str)],
     expected: Option<u64>,
     now: u64,
-) -> Result<(), WeightError> {
+) -> Result<(), ChangeError> {
     let amounts = amounts.iter().map(|(n, a)| ((*n).to_owned(), a.parse().unwrap())).collect();
-    let change = WeightChange { service: service.to_owned(), amounts, expected, closed: false, on_decrease: None };
-    model.set_weights(&change, now)
+    model.change(&Change { expected, ..Change::weights(service, amounts, "test") }, now)
 }
 
 fn weights(model: &Model, service: usize) -> Vec<f64> {
@@ -180,7 +182,7 @@ fn a_write_based_on_an_older_split_is_refused_and_changes_nothing() {
 
     let refused = set_at(&mut model, "hello", &[("canary", "30%")], Some(1), 0).unwrap_err();
 
-    assert_eq!(refused, WeightError::Conflict { service: "hello".into(), changed: 2, current: 2 });
+    assert_eq!(refused, ChangeError::Conflict { service: "hello".into(), changed: 2, current: 2 });
     assert_eq!((weights(&model, 0), model.snapshot().generation), (vec![90.0, 22.5], 2));
 }
 
@@ -190,7 +192,7 @@ fn a_generation_that_moved_nobody_of_the_service_is_no_conflict() {
     set(&mut model, "auth", &[("stable", "2")]).unwrap();
 
     assert_eq!(set_at(&mut model, "hello", &[("canary", "20%")], Some(1), 0), Ok(()));
-    assert!(matches!(set_at(&mut model, "auth", &[("stable", "3")], Some(9), 0), Err(WeightError::Conflict { .. })));
+    assert!(matches!(set_at(&mut model, "auth", &[("stable", "3")], Some(9), 0), Err(ChangeError::Conflict { .. })));
 }
 
 #[test]
@@ -269,14 +271,9 @@ fn freeze_lasts_until_another_rule_is_given() {
     set(&mut model, "hello", &[("canary", "6%")]).unwrap();
     assert_eq!(holds(&model), [Hold::Frozen, Hold::Frozen]);
 
-    let change = WeightChange {
-        service: "hello".into(),
-        amounts: vec![("canary".into(), Amount::Share(0.0))],
-        expected: None,
-        closed: false,
-        on_decrease: Some(OnDecrease::Evict),
-    };
-    model.set_weights(&change, 0).unwrap();
+    let amounts = vec![("canary".into(), Amount::Share(0.0))];
+    let verb = Verb::SetWeights { amounts, closed: false, on_decrease: Some(OnDecrease::Evict) };
+    model.change(&Change::new("hello", verb, "test"), 0).unwrap();
 
     assert_eq!(holds(&model), [Hold::None, Hold::None]);
 }
@@ -296,9 +293,9 @@ fn a_hold_lasts_over_builds_that_change_no_weight() {
 fn closing_a_service_with_drain_lets_active_clients_finish() {
     let mut model = model(vec![drain(hello(90.0, 10.0), 60)]);
     let amounts = ["stable", "canary"].map(|n| (n.to_owned(), Amount::Weight(Weight::ZERO))).to_vec();
-    let change = WeightChange { service: "hello".into(), amounts, expected: None, closed: true, on_decrease: None };
+    let verb = Verb::SetWeights { amounts, closed: true, on_decrease: None };
 
-    model.set_weights(&change, 0).unwrap();
+    model.change(&Change::new("hello", verb, "test"), 0).unwrap();
 
     assert_eq!(holds(&model), [Hold::Until(60_000); 2]);
 }

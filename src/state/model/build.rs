@@ -1,0 +1,164 @@
+//! One service on its way into the next snapshot. What nobody touched stays the same by identity.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+
+use super::cluster::Cluster;
+use super::holds::Deadlines;
+use super::identities::Identities;
+use super::{BuildError, Names};
+use crate::config::{self, EndpointAddress};
+use crate::decide::choose::endpoint_seed;
+use crate::decide::places::Places;
+use crate::decide::rollout::Rollout;
+use crate::decide::{Policy, Salt, Split, Weight};
+use crate::state::health::{Health, RetryBudget};
+use crate::state::snapshot::{Endpoint, Service, Version};
+
+/// One service on its way into the next snapshot.
+pub(super) struct ServiceBuild<'a> {
+    pub(super) config: &'a config::Service,
+    /// What was done to its weights.
+    pub(super) rollout: Option<&'a Rollout>,
+    /// The last revision that the snapshot before knew.
+    pub(super) revision_before: Option<u64>,
+    pub(super) before: Option<&'a Arc<Service>>,
+    pub(super) names: &'a Names,
+    pub(super) cluster: &'a Cluster,
+    pub(super) deadlines: &'a Deadlines,
+}
+
+impl ServiceBuild<'_> {
+    pub(super) fn build(self, identities: &mut Identities) -> Result<Arc<Service>, BuildError> {
+        let Self { config, before, .. } = self;
+        let versions = config.versions.len();
+        // What `Split` promises to sum up without overflow.
+        if versions > 1_000 {
+            return Err(BuildError::TooManyVersions { service: config.name.clone(), versions });
+        }
+        let (id, metrics) = identities.service(&config.name)?;
+        let salt = Salt::new(config.cohort.as_deref().unwrap_or(&config.name), secret(config));
+        let file = config.versions.iter().map(|v| (&*v.name, v.weight));
+        let weights: Vec<Weight> = match self.rollout {
+            Some(rollout) => rollout.weights_of(file),
+            None => file.map(|(_, weight)| weight).collect(),
+        };
+        let split = Split::new(salt, config.versions.iter().map(|v| &*v.name).zip(weights));
+        let holds = self.deadlines.holds(&config.name, self.rollout, config.versions.iter().map(|v| &*v.name));
+        let mut versions = Vec::with_capacity(config.versions.len());
+        for version in &config.versions {
+            let (id, metrics) = identities.version(&config.name, &version.name)?;
+            let before = before.and_then(|b| b.versions.iter().find(|v| v.id == id));
+            let endpoints = self.endpoints(version, before, identities)?;
+            let places = match before.filter(|b| is_same_set(&b.endpoints, &endpoints)) {
+                Some(before) => before.places.clone(),
+                None => Arc::new(Places::new(endpoints.iter().map(|e| e.seed))),
+            };
+            versions.push(Version { id, name: version.name.clone(), endpoints, places, metrics });
+        }
+        let policy = Policy { split, when_empty: config.when_empty, holds };
+        let moves = before.is_none_or(|b| moves_clients(b, config, &policy));
+        if let Some(before) = before
+            && !moves
+            && before.config == *config
+            && std::iter::zip(&before.versions, &versions).all(|(b, v)| is_same_set(&b.endpoints, &v.endpoints))
+        {
+            return Ok(before.clone());
+        }
+        let retry_budget = match before.filter(|b| b.config.retries == config.retries) {
+            Some(before) => before.retry_budget.clone(),
+            None => Arc::new(RetryBudget::new(&config.retries)),
+        };
+        let epoch = before.map_or(1, |b| b.epoch.wrapping_add(u32::from(moves)));
+        let is_abort = moves && self.rollout.zip(self.revision_before).is_some_and(|(r, b)| r.was_aborted_since(b));
+        Ok(Arc::new(Service {
+            id,
+            name: config.name.clone(),
+            config: config.clone(),
+            policy,
+            epoch,
+            aborted: if is_abort { epoch } else { before.map_or(0, |b| b.aborted) },
+            versions,
+            metrics,
+            retry_budget,
+        }))
+    }
+
+    /// The version's endpoints in the file's order, those of a name in the order of their addresses. One that was there
+    /// before is the same one.
+    fn endpoints(
+        &self,
+        version: &config::Version,
+        before: Option<&Version>,
+        identities: &mut Identities,
+    ) -> Result<Vec<Arc<Endpoint>>, BuildError> {
+        let found = version.kubernetes.as_ref().map(|source| self.cluster.endpoints(source));
+        if let Some(None) = found {
+            // Nobody has asked the cluster yet: what was there before is the best guess.
+            return Ok(before.map(|v| v.endpoints.clone()).unwrap_or_default());
+        }
+        let known: HashMap<(SocketAddr, Option<&str>), &Arc<Endpoint>> =
+            before.into_iter().flat_map(|v| &v.endpoints).map(|e| ((e.address, e.pod.as_deref()), e)).collect();
+        let mut seen = HashSet::with_capacity(version.endpoints.len());
+        let mut endpoints = Vec::with_capacity(version.endpoints.len());
+        let mut add = |address: SocketAddr, pod: Option<&Arc<str>>, name: &dyn Fn() -> String| {
+            // Two names of one address are one endpoint.
+            if !seen.insert(address) {
+                return Ok(());
+            }
+            endpoints.push(match known.get(&(address, pod.map(|p| &**p))) {
+                Some(known) => Arc::clone(known),
+                None => Arc::new(Endpoint {
+                    id: identities.endpoint()?,
+                    address,
+                    pod: pod.cloned(),
+                    name: name().into(),
+                    // The address, not the name: two addresses of one name are two endpoints.
+                    seed: endpoint_seed(&address.to_string()),
+                    in_flight: AtomicU32::new(0),
+                    health: Health::default(),
+                }),
+            });
+            Ok(())
+        };
+        for found in found.flatten().into_iter().flatten() {
+            add(found.address, found.pod.as_ref(), &|| found.address.to_string())?;
+        }
+        for endpoint in &version.endpoints {
+            match endpoint {
+                EndpointAddress::Ip(address) => add(*address, None, &|| address.to_string())?,
+                EndpointAddress::Name { host, port } => {
+                    let addresses = self.names.get(&(host.clone(), *port));
+                    for address in addresses.into_iter().flatten() {
+                        add(*address, None, &|| format!("{host}:{port}"))?;
+                    }
+                }
+            }
+        }
+        Ok(endpoints)
+    }
+}
+
+fn secret(config: &config::Service) -> &str {
+    config.salt.as_ref().map_or("", |s| s.0.as_str())
+}
+
+/// Whether a client may get another answer from `config` and `policy` than from `before`, its endpoints aside.
+fn moves_clients(before: &Service, config: &config::Service, policy: &Policy) -> bool {
+    let (b, p) = (&before.policy, policy);
+    let names = |split: &Split| (0..split.len()).map(|v| split.name(v).cloned()).collect::<Vec<_>>();
+    b.split.weights() != p.split.weights()
+        || names(&b.split) != names(&p.split)
+        || b.holds != p.holds
+        || b.when_empty != p.when_empty
+        || before.config.cohort != config.cohort
+        || before.config.salt != config.salt
+        || before.config.affinity != config.affinity
+        || before.config.overrides != config.overrides
+}
+
+fn is_same_set(before: &[Arc<Endpoint>], after: &[Arc<Endpoint>]) -> bool {
+    before.len() == after.len() && std::iter::zip(before, after).all(|(b, a)| Arc::ptr_eq(b, a))
+}
