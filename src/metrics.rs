@@ -167,18 +167,27 @@ impl Flip {
 #[derive(Debug)]
 pub struct ServiceMetrics {
     flips: [Counter; Flip::ALL.len()],
+    /// The same, to be read.
+    counts: [AtomicU64; Flip::ALL.len()],
 }
 
 impl ServiceMetrics {
     #[must_use]
     pub fn new(service: &str) -> Self {
-        Self { flips: Flip::ALL.map(|f| counter(FLIPS, &[("service", service), ("reason", f.as_str())])) }
+        let flips = Flip::ALL.map(|f| counter(FLIPS, &[("service", service), ("reason", f.as_str())]));
+        Self { flips, counts: Default::default() }
     }
 
     /// A client is served by another version than last time.
     #[expect(clippy::indexing_slicing, reason = "one counter per variant")]
     pub fn flip(&self, reason: Flip) {
         self.flips[reason as usize].increment(1);
+        self.counts[reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Every reason and how often it was one.
+    pub fn flips(&self) -> impl Iterator<Item = (Flip, u64)> {
+        Flip::ALL.into_iter().zip(&self.counts).map(|(reason, count)| (reason, count.load(Ordering::Relaxed)))
     }
 }
 

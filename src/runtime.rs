@@ -147,6 +147,7 @@ pub fn start_with(loaded: Loaded, file: Option<PathBuf>, cluster: kubernetes::Op
         clock,
         readiness: readiness.clone(),
         control: control.clone(),
+        live: admin::Live::default(),
     };
     let admin = admin_socket.local_addr()?;
     let (orders, receiver) = mpsc::unbounded_channel();

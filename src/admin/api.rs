@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, REFERRER_POLICY, VARY,
+    WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
-use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use serde::Serialize;
 use serde_json::json;
@@ -19,17 +20,20 @@ use tracing::info;
 use super::guard::{Head, Refusal};
 use super::query::decode;
 use super::weights::Wanted;
-use super::{AdminState, explain, exposition, query, services, weights};
+use super::{AdminState, events, explain, exposition, heavy, page, query, services, weights};
 use crate::config;
 use crate::control::ControlError;
 use crate::decide::rollout::verb::{Verb, VerbError};
 use crate::state::model::{Change, ChangeError};
 use crate::state::snapshot::Service;
 
-type Answer = Response<Full<Bytes>>;
+/// All at once, or a stream of events.
+type Answer = Response<Either<Full<Bytes>, events::Stream>>;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
+const HTML: &str = "text/html; charset=utf-8";
+const EVENTS: &str = "text/event-stream";
 /// A body of weights has a hundred bytes; a service can have a thousand versions.
 const MAX_BODY: usize = 64 * 1024;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,11 +50,14 @@ enum Place {
     Services,
     Service(String),
     Weights(String),
+    HeavyClients(String),
+    Recent(String),
+    Events,
     Explain,
     OpenApi,
 }
 
-const INDEX: &str = "perch admin
+const INDEX: &str = "perch admin; open this address in a browser for the dashboard
 
 GET  /livez                            200 while the process runs (also /healthz)
 GET  /readyz                           200 when it should get traffic, with what it waits for
@@ -59,8 +66,11 @@ GET  /version                          version of perch
 GET  /config                           configuration in force, secrets redacted
 GET  /api/v1/services                  services, weights, shares, endpoints
 GET  /api/v1/services/{name}           one of them
+GET  /api/v1/services/{name}/heavy-clients   the ten clients with the most requests
+GET  /api/v1/services/{name}/recent    requests, errors and latency of five minutes, every five seconds
 POST /api/v1/services/{name}/weights   {\"weights\":{\"canary\":\"20%\"},\"generation\":7,\"reason\":\"why\"}
 GET  /api/v1/explain?ip=&host=&path=   which version a client gets, and why (also ?ip=&service=)
+GET  /api/v1/events                    all of it live, as server-sent events
 GET  /api/v1/openapi.json              this, for machines
 ";
 
@@ -77,6 +87,7 @@ impl Place {
             "/config" => Self::Config,
             "/api/v1/services" => Self::Services,
             "/api/v1/explain" => Self::Explain,
+            "/api/v1/events" => Self::Events,
             "/api/v1/openapi.json" => Self::OpenApi,
             other => {
                 let mut rest = other.strip_prefix("/api/v1/services/")?.split('/');
@@ -84,6 +95,8 @@ impl Place {
                 match (rest.next(), rest.next()) {
                     (None, _) => Self::Service(name),
                     (Some("weights"), None) => Self::Weights(name),
+                    (Some("heavy-clients"), None) => Self::HeavyClients(name),
+                    (Some("recent"), None) => Self::Recent(name),
                     (Some(_), _) => return None,
                 }
             }
@@ -93,6 +106,8 @@ impl Place {
     const fn allow(&self) -> &'static str {
         match self {
             Self::Weights(_) => "POST",
+            // A stream has no length and no end, so there is nothing that HEAD could tell.
+            Self::Events => "GET",
             Self::Index
             | Self::Live
             | Self::Ready
@@ -101,6 +116,8 @@ impl Place {
             | Self::Config
             | Self::Services
             | Self::Service(_)
+            | Self::HeavyClients(_)
+            | Self::Recent(_)
             | Self::Explain
             | Self::OpenApi => "GET, HEAD",
         }
@@ -132,7 +149,7 @@ pub(super) async fn answer(
         return answer;
     }
     match place {
-        Place::Index => text(StatusCode::OK, INDEX),
+        Place::Index => index(&head.headers),
         Place::Live => text(StatusCode::OK, "alive\n"),
         Place::Ready => readiness(state),
         Place::Metrics => {
@@ -141,13 +158,7 @@ pub(super) async fn answer(
         Place::Version => json(StatusCode::OK, &json!({ "name": "perch", "version": env!("CARGO_PKG_VERSION") })),
         Place::Config => json(StatusCode::OK, &config::dump(&state.published.load().config)),
         Place::Services => aside(state, |state| json(StatusCode::OK, &services::all(state))).await,
-        Place::Service(name) => {
-            let shown = move |state: &AdminState| match services::one(state, &name) {
-                Some(service) => json(StatusCode::OK, &service),
-                None => error(StatusCode::NOT_FOUND, format!("there is no service `{name}`")),
-            };
-            aside(state, shown).await
-        }
+        Place::Service(name) => aside(state, move |state| found(&name, services::one(state, &name))).await,
         Place::Weights(name) => {
             let token = state.published.load().config.admin.token.clone();
             if let Err(refusal) = checks.check_write(is_loopback, token.as_ref().map(|t| t.0.as_str())) {
@@ -163,7 +174,47 @@ pub(super) async fn answer(
             Ok(query) => explained(state, &query),
             Err(message) => error(StatusCode::BAD_REQUEST, message),
         },
+        Place::HeavyClients(name) => aside(state, move |state| found(&name, heavy::of(state, &name))).await,
+        Place::Recent(name) => {
+            let snapshot = state.published.load();
+            let course = services::find(&snapshot, &name).map(|s| state.live.recent.shape_of([&**s]));
+            found(&name, course)
+        }
+        Place::Events => stream(state, head.extensions.get()),
         Place::OpenApi => plain(StatusCode::OK, JSON, OPENAPI),
+    }
+}
+
+/// A browser gets the dashboard, everybody else what there is, as text.
+fn index(headers: &HeaderMap) -> Answer {
+    let (status, vary) = (StatusCode::OK, HeaderValue::from_static("accept"));
+    let mut answer = if page::is_wanted(headers) {
+        let (page, policy) = page::answer();
+        let mut answer = plain(status, HTML, page);
+        answer.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+        answer.headers_mut().insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+        answer
+    } else {
+        text(status, INDEX)
+    };
+    answer.headers_mut().insert(VARY, vary);
+    answer
+}
+
+fn stream(state: &AdminState, line: Option<&Arc<events::Line>>) -> Answer {
+    let Some(stream) = line.and_then(|line| state.live.events.open(line.clone())) else {
+        let message = "there are as many event streams as there may be; close one and try again";
+        return error(StatusCode::SERVICE_UNAVAILABLE, message);
+    };
+    let (mut head, _) = plain(StatusCode::OK, EVENTS, Bytes::new()).into_parts();
+    head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    Response::from_parts(head, Either::Right(stream))
+}
+
+fn found(name: &str, what: Option<impl Serialize>) -> Answer {
+    match what {
+        Some(what) => json(StatusCode::OK, &what),
+        None => error(StatusCode::NOT_FOUND, format!("there is no service `{name}`")),
     }
 }
 
@@ -303,7 +354,7 @@ fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
 }
 
 fn plain(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Full::new(body.into()));
+    let mut answer = Response::new(Either::Left(Full::new(body.into())));
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));

@@ -1,11 +1,14 @@
 //! `/api/v1/services`: the services as they are now, weights and health included.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use serde::Serialize;
 
 use super::AdminState;
+use super::process::{self, Process};
+use super::recent::Figures;
 use crate::config::Affinity;
 use crate::decide::WhenEmpty;
 use crate::decide::stats::{Share, interval, wilson};
@@ -16,6 +19,7 @@ use crate::state::snapshot::{self, Snapshot};
 #[derive(Debug, Serialize)]
 pub(super) struct Services {
     pub generation: u64,
+    process: Process,
     pub services: Vec<Service>,
 }
 
@@ -27,6 +31,8 @@ pub(super) struct Service {
     when_empty: WhenEmpty,
     /// Remembered now.
     clients: usize,
+    /// Clients that were served by another version than last time, by reason, since the process began.
+    flips: BTreeMap<&'static str, u64>,
     versions: Vec<Version>,
 }
 
@@ -50,6 +56,7 @@ impl From<Affinity> for AffinityShape {
 }
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Version {
     name: String,
     weight: f64,
@@ -58,6 +65,11 @@ struct Version {
     /// Remembered now.
     clients: usize,
     observed: ObservedShares,
+    /// The last minute.
+    recent: Figures,
+    /// That may be used now.
+    endpoints_ready: usize,
+    endpoints_total: usize,
     endpoints: Vec<Endpoint>,
 }
 
@@ -101,15 +113,15 @@ struct Endpoint {
 pub(super) fn all(state: &AdminState) -> Services {
     let snapshot = state.published.load();
     let (now, observed) = (state.clock.now(), Observed::of(state, &snapshot.services));
-    let services = snapshot.services.iter().map(|s| shape(s, &observed, now)).collect();
-    Services { generation: snapshot.generation, services }
+    let services = snapshot.services.iter().map(|s| shape(state, s, &observed, now)).collect();
+    Services { generation: snapshot.generation, process: process::shape(state), services }
 }
 
 /// One service of that name.
 pub(super) fn one(state: &AdminState, name: &str) -> Option<Service> {
     let snapshot = state.published.load();
     let found = find(&snapshot, name)?;
-    Some(shape(found, &Observed::of(state, std::slice::from_ref(found)), state.clock.now()))
+    Some(shape(state, found, &Observed::of(state, std::slice::from_ref(found)), state.clock.now()))
 }
 
 /// The service of that name.
@@ -117,7 +129,7 @@ pub(super) fn find<'a>(snapshot: &'a Snapshot, name: &str) -> Option<&'a Arc<sna
     snapshot.services.iter().find(|s| &*s.name == name)
 }
 
-fn shape(service: &snapshot::Service, observed: &Observed, now: u64) -> Service {
+fn shape(state: &AdminState, service: &snapshot::Service, observed: &Observed, now: u64) -> Service {
     let split = &service.policy.split;
     let versions = service.versions.iter().enumerate().map(|(i, version)| Version {
         name: version.name.to_string(),
@@ -125,6 +137,9 @@ fn shape(service: &snapshot::Service, observed: &Observed, now: u64) -> Service 
         share: split.share(i),
         clients: observed.clients(version),
         observed: ObservedShares::new(observed.client_share(service, i), observed.request_share(service, i)),
+        recent: state.live.recent.last_minute(version, now),
+        endpoints_ready: version.endpoints.iter().filter(|e| e.health.is_usable(now)).count(),
+        endpoints_total: version.endpoints.len(),
         endpoints: version
             .endpoints
             .iter()
@@ -141,6 +156,7 @@ fn shape(service: &snapshot::Service, observed: &Observed, now: u64) -> Service 
         affinity: service.config.affinity.into(),
         when_empty: service.policy.when_empty,
         clients: service.versions.iter().map(|v| observed.clients(v)).sum(),
+        flips: service.metrics.flips().map(|(reason, count)| (reason.as_str(), count)).collect(),
         versions: versions.collect(),
     }
 }

@@ -13,6 +13,8 @@ use crate::decide::{ClientKey, KeyPrefix, Why};
 use crate::state::decision::{Client, decide, look};
 use crate::state::pins::Pin;
 
+mod live;
+
 const CONFIG: &str = "
 listeners:
 - {name: http, address: '127.0.0.1:0'}
@@ -78,7 +80,7 @@ impl Admin {
                 let (writer, control) = Writer::start(config, clock, pins.clone()).await.unwrap();
                 tokio::spawn(writer.run());
                 let published = control.published().clone();
-                let state = AdminState { published, pins, clock, readiness, control };
+                let state = AdminState { published, pins, clock, readiness, control, live: Live::default() };
                 send.send(state.clone()).unwrap();
                 serve(listener, state, stopped).await.unwrap();
             });
@@ -125,17 +127,25 @@ fn services_are_shown_as_they_are() {
 
     let services = admin.get("/api/v1/services").json();
 
+    let quiet = serde_json::json!({
+        "requestsPerSecond": 0.0, "errorRatio": null, "p50Seconds": null, "p99Seconds": null,
+    });
+    let flips = serde_json::json!({
+        "weight-change": 0, "drain-deadline": 0, "override": 0, "when-empty": 0, "unexplained": 0,
+    });
     let nobody = serde_json::json!({
         "clients": 0.0, "clientsLow": 0.0, "clientsHigh": 1.0, "requests": 0.0, "requestsLow": 0.0, "requestsHigh": 1.0,
     });
     let expected = serde_json::json!({
         "name": "hello", "affinity": {"type": "ClientIP", "timeoutSeconds": 10800}, "whenEmpty": "fallback",
-        "clients": 0, "versions": [
-            {"name": "stable", "weight": 90.0, "share": 0.9, "clients": 0, "observed": nobody, "endpoints": [
+        "clients": 0, "flips": flips, "versions": [
+            {"name": "stable", "weight": 90.0, "share": 0.9, "clients": 0, "observed": nobody,
+             "recent": quiet, "endpointsReady": 2, "endpointsTotal": 2, "endpoints": [
                 {"address": "127.0.0.1:1", "name": "127.0.0.1:1", "state": "ready", "inFlight": 0},
                 {"address": "127.0.0.1:2", "name": "127.0.0.1:2", "state": "ready", "inFlight": 0},
             ]},
-            {"name": "canary", "weight": 10.0, "share": 0.1, "clients": 0, "observed": nobody, "endpoints": [
+            {"name": "canary", "weight": 10.0, "share": 0.1, "clients": 0, "observed": nobody,
+             "recent": quiet, "endpointsReady": 1, "endpointsTotal": 1, "endpoints": [
                 {"address": "127.0.0.1:3", "name": "127.0.0.1:3", "state": "ready", "inFlight": 0},
             ]},
         ],
