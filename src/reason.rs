@@ -91,6 +91,8 @@ reasons! {
     ConnectRefused "connect-refused" 502 "The service refused the connection.",
     ConnectTimeout "connect-timeout" 504 "The service did not accept a connection in time.",
     ConnectFailed "connect-failed" 502 "The service could not be reached.",
+    /// No handshake, or a certificate that does not hold.
+    UpstreamTls "upstream-tls" 502 "The service could not be reached over a trusted connection.",
     /// This machine has no free port left towards the endpoint.
     LocalPorts "local-ports" 503 "The proxy has no free connection to the service.",
     ResponseTimeout "response-timeout" 504 "The service did not answer in time.",

@@ -24,6 +24,7 @@ use crate::config::{self, Config, Invalid, Loaded, Problem};
 use crate::control::file::FileWatch;
 use crate::control::writer::{Control, Writer};
 use crate::control::{checks, kubernetes, resolve};
+use crate::endpoint_tls::{self, EndpointsTls, Prepared};
 use crate::metrics;
 use crate::proxy::tls::Tls;
 use crate::proxy::worker::Shared;
@@ -98,6 +99,8 @@ pub fn start_with(loaded: Loaded, file: Option<PathBuf>, cluster: kubernetes::Op
         warn!("{warning}");
     }
     let tls = read_certificates(&config, &places, &BTreeMap::new())?;
+    let endpoints_tls = EndpointsTls::default();
+    endpoints_tls.keep(read_endpoints_tls(&endpoints_tls, &config, &places)?);
     let count = config.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let admin_socket = TcpListener::bind(config.admin.address).map_err(|error| {
         StartError::Bind(places.problem("admin.address", cannot_listen(config.admin.address, &error)))
@@ -128,6 +131,7 @@ pub fn start_with(loaded: Loaded, file: Option<PathBuf>, cluster: kubernetes::Op
         pins: pins.clone(),
         access_log: access_log.clone(),
         clock,
+        endpoints_tls: endpoints_tls.clone(),
         connections: AtomicUsize::new(0),
     });
     let workers = Workers::start(count, &shared)?;
@@ -170,7 +174,7 @@ pub fn start_with(loaded: Loaded, file: Option<PathBuf>, cluster: kubernetes::Op
             let stop = CancellationToken::new();
             let tasks = [
                 tokio::spawn(writer.run()),
-                tokio::spawn(checks::run(control.clone())),
+                tokio::spawn(checks::run(control.clone(), endpoints_tls)),
                 tokio::spawn(resolve::run(control.clone())),
                 tokio::spawn(kubernetes::run(control, cluster, clock, first_picture, questions)),
             ];
@@ -270,10 +274,35 @@ fn read_certificates(
     if problems.is_empty() { Ok(all) } else { Err(StartError::Invalid(Invalid { problems, warnings: Vec::new() })) }
 }
 
+/// Reads what endpoints with TLS are reached with; all problems at once.
+fn read_endpoints_tls(
+    endpoints_tls: &EndpointsTls,
+    config: &Config,
+    places: &config::Places,
+) -> Result<Prepared, StartError> {
+    let place = |p: Problem| places.problem(p.path, p.message);
+    match endpoints_tls.prepare(config) {
+        Ok((prepared, warnings)) => {
+            for warning in warnings {
+                warn!("{}; what it was stays in use", place(warning));
+            }
+            Ok(prepared)
+        }
+        Err(found) => {
+            let problems = found.into_iter().map(place).collect();
+            Err(StartError::Invalid(Invalid { problems, warnings: Vec::new() }))
+        }
+    }
+}
+
 /// Files whose change matters: the configuration and what it names.
 fn watched(config: &Config, file: Option<&PathBuf>) -> Vec<PathBuf> {
     let pairs = config.listeners.iter().filter_map(|l| l.tls.as_ref()).flat_map(|t| &t.certificates);
-    pairs.flat_map(|p| [p.cert_file.clone(), p.key_file.clone()]).chain(file.cloned()).collect()
+    pairs
+        .flat_map(|p| [p.cert_file.clone(), p.key_file.clone()])
+        .chain(endpoint_tls::files(config))
+        .chain(file.cloned())
+        .collect()
 }
 
 /// The control thread's own task.
@@ -355,6 +384,7 @@ impl Supervisor {
         let files = watched(&config, Some(&file.to_owned()));
         self.watch.set_files(watched(&self.control.snapshot().config, None).into_iter().chain(files.clone()));
         let tls = read_certificates(&config, &places, &self.listeners)?;
+        let endpoints_tls = read_endpoints_tls(&self.shared.endpoints_tls, &config, &places)?;
         let mut sockets = Vec::new();
         for (position, listener) in config.listeners.iter().enumerate() {
             let stays = self.listeners.get(&listener.name).is_some_and(|o| o.asked == listener.address);
@@ -366,8 +396,10 @@ impl Supervisor {
         }
         self.warn_of_fixed(&config);
         let listeners = config.listeners.clone();
+        self.shared.endpoints_tls.add(&endpoints_tls);
         let news = self.cluster.prepare(&config).await;
         let snapshot = self.control.configure_with(config, news).await?;
+        self.shared.endpoints_tls.keep(endpoints_tls);
 
         let gone: Vec<Arc<str>> =
             self.listeners.keys().filter(|name| !listeners.iter().any(|l| l.name == **name)).cloned().collect();
@@ -425,6 +457,13 @@ impl Supervisor {
             for problem in reload.warnings {
                 warn!(listener = %name, "{problem}");
             }
+        }
+        let (changed, problems) = self.shared.endpoints_tls.reload();
+        if changed > 0 {
+            info!(changed, "Reloaded certificates for endpoints.");
+        }
+        for problem in problems {
+            error!("{problem}; what it was stays in use");
         }
         self.show_certificates();
     }

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::INVALID_CONFIG;
 use crate::config::{self, Invalid, Loaded, Problem};
+use crate::endpoint_tls::EndpointsTls;
 use crate::proxy::tls::Tls;
 
 mod plan;
@@ -98,6 +99,10 @@ fn with_files(mut loaded: Loaded) -> Result<Loaded, Invalid> {
             Ok((_, warnings)) => loaded.warnings.extend(warnings.into_iter().map(place)),
             Err(found) => problems.extend(found.into_iter().map(place)),
         }
+    }
+    match EndpointsTls::default().prepare(&loaded.config) {
+        Ok((_, warnings)) => loaded.warnings.extend(warnings.into_iter().map(place)),
+        Err(found) => problems.extend(found.into_iter().map(place)),
     }
     if problems.is_empty() { Ok(loaded) } else { Err(Invalid { problems, warnings: loaded.warnings }) }
 }

@@ -8,10 +8,11 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::model::{
-    Affinity, Config, HealthCheck, KubernetesPort, Listener, LogFormat, OnDecrease, PathMatch, Route, Secret, Service,
-    TlsVersion, Version,
+    Affinity, Config, EndpointTls, HealthCheck, KubernetesPort, Listener, LogFormat, OnDecrease, PathMatch, Route,
+    Secret, Service, TlsVersion, Version,
 };
 use super::scalar::duration_text;
+use super::transport;
 use crate::decide::WhenEmpty;
 
 /// Stands where a secret was.
@@ -238,6 +239,24 @@ fn version(version: &Version) -> Value {
         ("weight", some(number(version.weight.value()))),
         ("endpoints", kubernetes.is_none().then(|| texts(&version.endpoints))),
         ("kubernetes", kubernetes),
+        ("protocol", some(transport::word(version.transport.protocol))),
+        ("tls", version.transport.tls.as_ref().map(endpoint_tls)),
+    ])
+}
+
+fn endpoint_tls(tls: &EndpointTls) -> Value {
+    let system = tls.ca_files.is_empty();
+    let pair = |c: &super::CertificateFiles| json!({ "certFile": c.cert_file, "keyFile": c.key_file });
+    object([
+        (
+            "validation",
+            some(object([
+                ("caCertificates", (!system).then(|| json!(tls.ca_files))),
+                ("wellKnownCACertificates", system.then(|| "System".into())),
+                ("hostname", tls.hostname.as_deref().map(Value::from)),
+            ])),
+        ),
+        ("clientCertificate", tls.client_certificate.as_ref().map(pair)),
     ])
 }
 

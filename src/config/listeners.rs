@@ -83,7 +83,7 @@ fn tls(node: &Node<'_>) -> Option<Tls> {
     Some(Tls { certificates: certificates?, min_version, strict_sni })
 }
 
-fn certificate(node: &Node<'_>) -> Option<CertificateFiles> {
+pub(super) fn certificate(node: &Node<'_>) -> Option<CertificateFiles> {
     let mut map = node.map()?;
     let cert_file = map.need("certFile", "the path of a PEM file with the chain").and_then(|n| n.file());
     let key_file = map.need("keyFile", "the path of a PEM file with the key").and_then(|n| n.file());

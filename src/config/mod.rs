@@ -20,6 +20,7 @@ mod problem;
 mod routes;
 mod scalar;
 mod services;
+mod transport;
 mod tree;
 
 pub use dump::{REDACTED, dump};

@@ -105,7 +105,7 @@ pub struct Tls {
     pub strict_sni: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct CertificateFiles {
     /// PEM, leaf first.
     pub cert_file: PathBuf,
@@ -289,6 +289,37 @@ pub struct Version {
     /// Empty when `kubernetes` says where they come from.
     pub endpoints: Vec<EndpointAddress>,
     pub kubernetes: Option<KubernetesSource>,
+    pub transport: Arc<Transport>,
+}
+
+/// How endpoints are spoken to. Endpoints of another transport are other endpoints: no connection outlives its change.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Transport {
+    pub protocol: EndpointProtocol,
+    /// There with `H2` and `Auto`, never with `H2c`.
+    pub tls: Option<EndpointTls>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum EndpointProtocol {
+    #[default]
+    Http1,
+    /// HTTP/2 without TLS, by prior knowledge.
+    H2c,
+    /// HTTP/2 over TLS, and nothing else.
+    H2,
+    /// Over TLS, what the endpoint prefers.
+    Auto,
+}
+
+/// TLS towards endpoints, in the words of Gateway API's BackendTLSPolicy.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct EndpointTls {
+    /// For SNI, and what the certificate must be for; `None`: the endpoint's own name or address.
+    pub hostname: Option<String>,
+    /// PEM bundles that are trusted; empty: what the system trusts.
+    pub ca_files: Vec<PathBuf>,
+    pub client_certificate: Option<CertificateFiles>,
 }
 
 /// Endpoints that follow a Service of a cluster.

@@ -16,6 +16,7 @@ use super::model::{
     Service, ServiceTimeouts, Version,
 };
 use super::scalar::{self, shown};
+use super::transport;
 use crate::decide::{KeyPrefix, Weight, WhenEmpty};
 
 /// The split's own bound.
@@ -41,7 +42,8 @@ fn service(node: &Node<'_>, names: &mut Names) -> Option<(Option<String>, Option
     let mut map = node.map()?;
     let name = unique_name(&mut map, names);
     let closed = map.boolean("closed", false);
-    let versions = map.need("versions", "a list of versions").and_then(|n| versions(&n, closed));
+    let transport = transport::take(&mut map);
+    let versions = map.need("versions", "a list of versions").and_then(|n| versions(&n, closed, &transport));
     let (affinity, affinity_from) =
         map.take("affinity").and_then(|n| affinity(&n, versions.as_deref())).unwrap_or_default();
     let decrease = map.take("onDecrease");
@@ -75,7 +77,7 @@ fn service(node: &Node<'_>, names: &mut Names) -> Option<(Option<String>, Option
     Some((name, service))
 }
 
-fn versions(node: &Node<'_>, closed: bool) -> Option<Vec<Version>> {
+fn versions(node: &Node<'_>, closed: bool, transport: &transport::Keys) -> Option<Vec<Version>> {
     let nodes = node.filled_list("versions")?;
     if nodes.len() > MAX_VERSIONS {
         node.problem(format!("{} versions are too many; write at most {MAX_VERSIONS}", nodes.len()));
@@ -84,7 +86,7 @@ fn versions(node: &Node<'_>, closed: bool) -> Option<Vec<Version>> {
     let mut names = Names::new();
     let mut owners = HashMap::new();
     let decoded: Vec<Option<Version>> =
-        nodes.iter().map(|n| version(n, nodes.len() == 1, closed, &mut names, &mut owners)).collect();
+        nodes.iter().map(|n| version(n, nodes.len() == 1, closed, transport, &mut names, &mut owners)).collect();
     let versions = decoded.into_iter().collect::<Option<Vec<Version>>>()?;
     let all_zero = versions.iter().all(|v| v.weight.is_zero());
     if all_zero && !closed {
@@ -100,6 +102,7 @@ fn version(
     node: &Node<'_>,
     only: bool,
     closed: bool,
+    common: &transport::Keys,
     names: &mut Names,
     owners: &mut HashMap<EndpointAddress, usize>,
 ) -> Option<Version> {
@@ -120,6 +123,8 @@ fn version(
         None if only => Weight::new(1.0),
         None => None,
     };
+    let own = transport::take(&mut map);
+    let transport = transport::resolve(node, own, common);
     let (listed, kubernetes) = (map.take("endpoints"), map.take("kubernetes"));
     map.finish();
     match (&listed, &kubernetes) {
@@ -132,12 +137,18 @@ fn version(
     let nodes = listed.and_then(|n| n.list(ENDPOINTS));
     if let Some(node) = &kubernetes {
         let kubernetes = kubernetes::source(node);
-        let version =
-            Version { name: Arc::from(name?), weight: weight?, endpoints: Vec::new(), kubernetes: Some(kubernetes?) };
+        let version = Version {
+            name: Arc::from(name?),
+            weight: weight?,
+            endpoints: Vec::new(),
+            kubernetes: Some(kubernetes?),
+            transport,
+        };
         return nodes.is_none().then_some(version);
     }
     let endpoints = nodes.as_deref().map(|nodes| endpoints(nodes, owners));
-    let version = Version { name: Arc::from(name?), weight: weight?, endpoints: endpoints?, kubernetes: None };
+    let version =
+        Version { name: Arc::from(name?), weight: weight?, endpoints: endpoints?, kubernetes: None, transport };
     if nodes.is_some_and(|nodes| nodes.is_empty()) && !version.weight.is_zero() {
         node.warn("has weight but no endpoints: its clients get what whenEmpty says; write endpoints, or weight: 0");
     }

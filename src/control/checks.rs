@@ -1,4 +1,4 @@
-//! Active health checks: a GET per endpoint and interval, over plain HTTP/1.1 on a connection of its own. Healthy is a
+//! Active health checks: a GET per endpoint and interval on a connection of its own, over TLS where requests go over it. Healthy is a
 //! 2xx within the timeout. The first result counts at once; after that it takes `rise` successes or `fall` failures in a
 //! row. Only changes are logged. It knows endpoints, not who uses them.
 
@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
@@ -16,6 +16,7 @@ use tracing::{debug, info, warn};
 use super::random;
 use super::writer::Control;
 use crate::config::HealthCheck;
+use crate::endpoint_tls::EndpointsTls;
 use crate::state::snapshot::{Endpoint, EndpointId, Snapshot};
 
 /// A new endpoint's first check comes within this time (or one interval), spread out.
@@ -25,12 +26,12 @@ const FIRST_WITHIN: Duration = Duration::from_secs(2);
 const HEAD_BYTES: usize = 8 * 1024;
 
 /// Follows the snapshots: one task per endpoint that has a check. Ends with the writer.
-pub async fn run(control: Control) {
+pub async fn run(control: Control, endpoints_tls: EndpointsTls) {
     let mut generations = control.generations();
     let mut tasks = JoinSet::new();
     let mut running: HashMap<EndpointId, Running> = HashMap::new();
     loop {
-        follow(&control.snapshot(), &mut running, &mut tasks);
+        follow(&control.snapshot(), &endpoints_tls, &mut running, &mut tasks);
         // Results of ended tasks would pile up.
         while tasks.try_join_next().is_some() {}
         if generations.changed().await.is_err() {
@@ -46,7 +47,12 @@ struct Running {
     task: AbortHandle,
 }
 
-fn follow(snapshot: &Snapshot, running: &mut HashMap<EndpointId, Running>, tasks: &mut JoinSet<()>) {
+fn follow(
+    snapshot: &Snapshot,
+    endpoints_tls: &EndpointsTls,
+    running: &mut HashMap<EndpointId, Running>,
+    tasks: &mut JoinSet<()>,
+) {
     let mut before = std::mem::take(running);
     for service in &snapshot.services {
         let Some(check) = &service.config.health else { continue };
@@ -60,7 +66,7 @@ fn follow(snapshot: &Snapshot, running: &mut HashMap<EndpointId, Running>, tasks
                 known.task.abort();
             }
             let labels = Labels { service: service.name.clone(), version: version.name.clone() };
-            let task = tasks.spawn(watch(labels, endpoint.clone(), check.clone()));
+            let task = tasks.spawn(watch(labels, endpoints_tls.clone(), endpoint.clone(), check.clone()));
             running.insert(endpoint.id, Running { check: check.clone(), endpoint: endpoint.clone(), task });
         }
     }
@@ -103,7 +109,7 @@ impl Streak {
     }
 }
 
-async fn watch(labels: Labels, endpoint: Arc<Endpoint>, check: HealthCheck) {
+async fn watch(labels: Labels, endpoints_tls: EndpointsTls, endpoint: Arc<Endpoint>, check: HealthCheck) {
     let target = SocketAddr::new(endpoint.address.ip(), check.port.unwrap_or(endpoint.address.port()));
     let mut streak = Streak::default();
     sleep(check.interval.min(FIRST_WITHIN).mul_f64(random())).await;
@@ -111,7 +117,7 @@ async fn watch(labels: Labels, endpoint: Arc<Endpoint>, check: HealthCheck) {
     next.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         next.tick().await;
-        let result = match timeout(check.timeout, ask(target, &check.path)).await {
+        let result = match timeout(check.timeout, ask(target, &endpoints_tls, &endpoint, &check.path)).await {
             Ok(result) => result,
             Err(_) => Err(format!("no answer in {:?}", check.timeout)),
         };
@@ -128,13 +134,27 @@ async fn watch(labels: Labels, endpoint: Arc<Endpoint>, check: HealthCheck) {
 }
 
 /// One check.
-async fn ask(target: SocketAddr, path: &str) -> Result<(), String> {
-    let mut stream = TcpStream::connect(target).await.map_err(|e| format!("connect: {e}"))?;
+async fn ask(target: SocketAddr, endpoints_tls: &EndpointsTls, endpoint: &Endpoint, path: &str) -> Result<(), String> {
+    let tcp = TcpStream::connect(target).await.map_err(|e| format!("connect: {e}"))?;
+    if endpoint.transport.tls.is_none() {
+        return ask_over(tcp, target, path).await;
+    }
+    let client = endpoints_tls.client(&endpoint.transport).ok_or("its TLS settings are not read yet")?;
+    let stream = client.connect(tcp, &endpoint.name).await.map_err(|e| format!("TLS: {e}"))?;
+    ask_over(stream, target, path).await
+}
+
+async fn ask_over(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    target: SocketAddr,
+    path: &str,
+) -> Result<(), String> {
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: {target}\r\nUser-Agent: perch-check/{}\r\nConnection: close\r\n\r\n",
         env!("CARGO_PKG_VERSION")
     );
     stream.write_all(request.as_bytes()).await.map_err(|e| format!("send: {e}"))?;
+    stream.flush().await.map_err(|e| format!("send: {e}"))?;
     let mut head = Vec::with_capacity(1024);
     loop {
         if stream.read_buf(&mut head).await.map_err(|e| format!("receive: {e}"))? == 0 {

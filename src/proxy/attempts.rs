@@ -65,7 +65,8 @@ impl<'a> Attempts<'a> {
             {
                 return Ok(link);
             }
-            match upstream::connect(&self.plan.service.config.timeouts, version, &self.endpoint).await {
+            let (tls, timeouts) = (&self.worker.shared.endpoints_tls, &self.plan.service.config.timeouts);
+            match upstream::connect(tls, timeouts, version, &self.endpoint).await {
                 Ok(link) => return Ok(link),
                 Err(reason) => {
                     self.blame(version, reason);

@@ -19,5 +19,6 @@ mod stream;
 pub mod tls;
 mod upstream;
 mod watchdog;
+mod wire;
 pub mod worker;
 pub mod workers;

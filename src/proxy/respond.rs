@@ -21,6 +21,7 @@ pub(crate) fn ends_connection(reason: Reason) -> bool {
             | Reason::ConnectRefused
             | Reason::ConnectTimeout
             | Reason::ConnectFailed
+            | Reason::UpstreamTls
             | Reason::LocalPorts
             | Reason::ResponseTimeout
             | Reason::Reset

@@ -6,24 +6,23 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, Waker};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::buffer::{Buffer, Buffers};
+use super::wire::{Tls, Wire};
 use crate::config::ServiceTimeouts;
+use crate::endpoint_tls::EndpointsTls;
 use crate::reason::Reason;
 use crate::state::snapshot::{Endpoint, EndpointId, Version};
 
 /// A connection to an endpoint, with the bytes read from it and not yet used.
 #[derive(Debug)]
 pub(crate) struct Link {
-    pub(crate) io: TcpStream,
+    pub(crate) io: Wire,
     pub(crate) buffer: Buffer,
     pub(crate) endpoint: Arc<Endpoint>,
     /// It has served a request before: a failure may just mean that the endpoint was about to close it.
@@ -36,30 +35,9 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// Whether it is still open with nothing to read. Costs no system call: readiness is known from the event loop.
-    fn is_quiet(&self) -> bool {
-        let mut cx = Context::from_waker(Waker::noop());
-        self.buffer.is_empty() && self.io.poll_read_ready(&mut cx).is_pending()
-    }
-}
-
-impl AsyncRead for Link {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Link {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+    /// Whether it may serve another request.
+    fn is_quiet(&mut self) -> bool {
+        self.buffer.is_empty() && self.io.is_quiet()
     }
 }
 
@@ -83,6 +61,7 @@ impl Pool {
                 link.in_flight = Some(InFlight::new(&link.endpoint));
                 return Some(link);
             }
+            link.io.say_goodbye();
         }
         None
     }
@@ -106,32 +85,41 @@ impl Pool {
     pub(crate) fn sweep(&self, now: u64) {
         self.0.borrow_mut().retain(|_, links| {
             links.retain_mut(|link| {
-                now.saturating_sub(link.idle_since) < link.idle_timeout
+                let stays = now.saturating_sub(link.idle_since) < link.idle_timeout
                     && !link.endpoint.health.is_gone()
-                    && link.is_quiet()
+                    && link.is_quiet();
+                if !stays {
+                    link.io.say_goodbye();
+                }
+                stays
             });
             !links.is_empty()
         });
     }
 }
 
-/// Opens a connection.
+/// Opens a connection, with TLS where the endpoint has it.
 pub(crate) async fn connect(
+    endpoints_tls: &EndpointsTls,
     timeouts: &ServiceTimeouts,
     version: &Version,
     endpoint: &Arc<Endpoint>,
 ) -> Result<Link, Reason> {
     let in_flight = Some(InFlight::new(endpoint));
     let started = Instant::now();
-    let io = match tokio::time::timeout(timeouts.connect, TcpStream::connect(endpoint.address)).await {
-        Ok(Ok(io)) => io,
-        Ok(Err(error)) => return Err(connect_reason(&error)),
-        Err(_) => return Err(Reason::ConnectTimeout),
-    };
-    // Best effort: without it small writes wait for acknowledgements, but work.
-    if let Err(error) = io.set_nodelay(true) {
-        tracing::debug!(%error, "No TCP_NODELAY on an endpoint connection.");
-    }
+    // One deadline for all of it.
+    let opened = tokio::time::timeout(timeouts.connect, async {
+        let tcp = TcpStream::connect(endpoint.address).await.map_err(|error| connect_reason(&error))?;
+        // Best effort: without it small writes wait for acknowledgements, but work.
+        if let Err(error) = tcp.set_nodelay(true) {
+            tracing::debug!(%error, "No TCP_NODELAY on an endpoint connection.");
+        }
+        match endpoint.transport.tls {
+            None => Ok(Wire::Plain(tcp)),
+            Some(_) => shake_hands(endpoints_tls, version, endpoint, tcp).await,
+        }
+    });
+    let io = opened.await.map_err(|_| Reason::ConnectTimeout)??;
     version.metrics.connect(started.elapsed().as_secs_f64());
     Ok(Link {
         io,
@@ -142,6 +130,28 @@ pub(crate) async fn connect(
         idle_since: 0,
         idle_timeout: u64::try_from(timeouts.idle.as_millis()).unwrap_or(u64::MAX),
     })
+}
+
+async fn shake_hands(
+    endpoints_tls: &EndpointsTls,
+    version: &Version,
+    endpoint: &Endpoint,
+    tcp: TcpStream,
+) -> Result<Wire, Reason> {
+    let client = endpoints_tls.client(&endpoint.transport).ok_or(Reason::Internal)?;
+    let generation = client.generation();
+    match client.connect(tcp, &endpoint.name).await {
+        Ok(stream) => Ok(Wire::Tls(Box::new(Tls::new(stream, client, generation)))),
+        Err(error) => {
+            if client.may_tell() {
+                tracing::warn!(
+                    version = %version.name, endpoint = %endpoint.name, %error,
+                    "No TLS with an endpoint; told at most every ten seconds."
+                );
+            }
+            Err(Reason::UpstreamTls)
+        }
+    }
 }
 
 fn connect_reason(error: &io::Error) -> Reason {
@@ -178,7 +188,7 @@ impl Drop for InFlight {
     }
 }
 
-/// Drops a connection and gives its buffer back.
+/// Drops a connection and gives its buffer back. No goodbye: what was not sent whole must not look as if it was.
 pub(crate) fn discard(mut link: Link, buffers: &Buffers) {
     link.buffer.clear(buffers);
 }

@@ -17,6 +17,7 @@ use super::watchdog::Kennel;
 use crate::access_log::AccessLog;
 use crate::config;
 use crate::decide::split::weyl;
+use crate::endpoint_tls::EndpointsTls;
 use crate::state::clock::Clock;
 use crate::state::pins::Pins;
 use crate::state::publish::{Published, Reader};
@@ -29,6 +30,7 @@ pub struct Shared {
     pub pins: Arc<Pins>,
     pub access_log: AccessLog,
     pub clock: Clock,
+    pub endpoints_tls: EndpointsTls,
     /// Open connections of all listeners and workers.
     pub connections: AtomicUsize,
 }

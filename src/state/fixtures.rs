@@ -42,6 +42,7 @@ pub(crate) fn service(name: &str, versions: &[(&str, f64, &[&str])]) -> ServiceC
                 weight: Weight::new(*weight).unwrap(),
                 endpoints: endpoints.iter().map(|e| address(e)).collect(),
                 kubernetes: None,
+                transport: std::sync::Arc::default(),
             })
             .collect(),
     }

@@ -147,6 +147,7 @@ impl Pins {
             address: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
             pod: None,
             name: "gone".into(),
+            transport: Arc::default(),
             seed: 0,
             in_flight: AtomicU32::new(0),
             health: super::health::Health::default(),

@@ -89,6 +89,7 @@ pub struct Endpoint {
     pub pod: Option<Arc<str>>,
     /// What the config calls it (`10.0.0.7:80`, `hello.example:80`).
     pub name: Arc<str>,
+    pub transport: Arc<config::Transport>,
     /// [`crate::decide::choose::endpoint_seed`] of its identity.
     pub seed: u64,
     /// Requests in flight, over all workers.

@@ -17,6 +17,7 @@ mod config;
 mod demo;
 mod docs;
 mod drain;
+mod endpoint_tls;
 mod faults;
 mod fields;
 mod frames;

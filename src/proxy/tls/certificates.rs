@@ -5,9 +5,7 @@
 //! themselves, and no service is better for being gone. Names come from the subject alternative names.
 
 use std::collections::HashMap;
-use std::fs;
 use std::net::IpAddr;
-use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
@@ -15,16 +13,13 @@ use rustls::crypto::CryptoProvider;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{InconsistentKeys, SignatureScheme};
-use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use x509_parser::time::ASN1Time;
 
 use crate::config;
 use crate::config::{CertificateFiles, Problem};
-
-/// More than any chain with its key has; a wrong path must not fill the memory.
-const MAX_FILE: u64 = 1 << 20;
+use crate::pem::{read_chain, read_key};
 
 /// What came of reading the files again.
 #[derive(Debug, Default)]
@@ -314,44 +309,4 @@ fn address(octets: &[u8]) -> Option<IpAddr> {
         16 => <[u8; 16]>::try_from(octets).ok().map(|octets| IpAddr::from(octets).to_canonical()),
         _ => None,
     }
-}
-
-fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let text = read_file(path)?;
-    let file = path.display();
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
-    match chain {
-        Ok(chain) if chain.is_empty() => {
-            Err(format!("{file} holds no certificate; write the path of a PEM file, leaf first"))
-        }
-        Ok(chain) => Ok(chain),
-        Err(error) => Err(format!("{file} is not PEM ({error}); write the path of a PEM file, leaf first")),
-    }
-}
-
-fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
-    let text = read_file(path)?;
-    let file = path.display();
-    match PrivateKeyDer::from_pem_slice(&text) {
-        Ok(key) => Ok(key),
-        Err(pem::Error::NoItemsFound) => {
-            let encrypted = text.windows(9).any(|window| window == b"ENCRYPTED");
-            let what = if encrypted { "only an encrypted key" } else { "no private key" };
-            Err(format!("{file} holds {what}; write the path of an unencrypted PEM key"))
-        }
-        Err(error) => Err(format!("{file} is not PEM ({error}); write the path of an unencrypted PEM key")),
-    }
-}
-
-fn read_file(path: &Path) -> Result<Vec<u8>, String> {
-    let unreadable = |error| format!("{} cannot be read ({error}); write the path of a readable file", path.display());
-    // Follows links, as Kubernetes' `..data` needs; a pipe or a device would block or never end.
-    let metadata = fs::metadata(path).map_err(unreadable)?;
-    if !metadata.is_file() {
-        return Err(format!("{} is not a file; write the path of a PEM file", path.display()));
-    }
-    if metadata.len() > MAX_FILE {
-        return Err(format!("{} has more than 1 MiB; write the path of a PEM file", path.display()));
-    }
-    fs::read(path).map_err(unreadable)
 }

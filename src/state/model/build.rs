@@ -97,7 +97,8 @@ impl ServiceBuild<'_> {
         let found = version.kubernetes.as_ref().map(|source| self.cluster.endpoints(source));
         if let Some(None) = found {
             // Nobody has asked the cluster yet: what was there before is the best guess.
-            return Ok(before.map(|v| v.endpoints.clone()).unwrap_or_default());
+            let before = before.into_iter().flat_map(|v| &v.endpoints);
+            return Ok(before.filter(|e| e.transport == version.transport).cloned().collect());
         }
         let known: HashMap<(SocketAddr, Option<&str>), &Arc<Endpoint>> =
             before.into_iter().flat_map(|v| &v.endpoints).map(|e| ((e.address, e.pod.as_deref()), e)).collect();
@@ -109,12 +110,14 @@ impl ServiceBuild<'_> {
                 return Ok(());
             }
             endpoints.push(match known.get(&(address, pod.map(|p| &**p))) {
-                Some(known) => Arc::clone(known),
-                None => Arc::new(Endpoint {
+                // Another protocol or other certificates: another endpoint, which no old connection belongs to.
+                Some(known) if known.transport == version.transport => Arc::clone(known),
+                _ => Arc::new(Endpoint {
                     id: identities.endpoint()?,
                     address,
                     pod: pod.cloned(),
                     name: name().into(),
+                    transport: version.transport.clone(),
                     // The address, not the name: two addresses of one name are two endpoints.
                     seed: endpoint_seed(&address.to_string()),
                     in_flight: AtomicU32::new(0),

@@ -17,6 +17,7 @@ fn endpoint(id: u32) -> Arc<Endpoint> {
         address: SocketAddr::from((Ipv4Addr::LOCALHOST, 80)),
         pod: None,
         name: "e".into(),
+        transport: Arc::default(),
         seed: 0,
         in_flight: AtomicU32::new(0),
         health: Health::default(),

@@ -2,19 +2,23 @@
 //! is told, broken things included), [`Client`] (HTTP/1 by hand, plain or TLS, from any loopback address), [`h2`], and
 //! [`eventually`]. Helpers hide sockets, never an assertion.
 
+mod authority;
 mod backend;
 mod client;
 pub mod h2;
 mod perch;
 mod process;
+mod tls_relay;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+pub use authority::Authority;
 pub use backend::{Act, Seen, TestBackend, ok, response};
 pub use client::{Client, Response, connect_from, get, tls_config};
 pub use perch::{Launch, TestPerch};
 pub use process::{Process, run_perch};
+pub use tls_relay::TlsRelay;
 
 /// How long a test waits for something that happens at once on an idle machine. CI machines are not idle.
 pub const PATIENCE: Duration = Duration::from_secs(30);

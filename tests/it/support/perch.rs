@@ -47,6 +47,13 @@ impl Launch {
         launch
     }
 
+    /// Another config: for one that names files in [`Launch::dir`] or ports that were not known before.
+    #[must_use]
+    pub fn config(self, config: &str) -> Self {
+        self.write("perch.yaml", &self.expand(config));
+        self
+    }
+
     /// The folder that the config's `${dir}` stands for: put certificates here before the start.
     pub fn dir(&self) -> &Path {
         self.dir.path()
