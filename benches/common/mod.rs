@@ -17,6 +17,7 @@ pub(crate) fn config(services: usize, endpoints: usize) -> Config {
         weight: Weight::new(weight).expect("a weight"),
         endpoints: (0..endpoints).map(|n| EndpointAddress::Ip(address(service, part, n))).collect(),
         kubernetes: None,
+        transport: std::sync::Arc::default(),
     };
     let service = |n: usize| Service {
         name: format!("service-{n}").into(),

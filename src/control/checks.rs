@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 use super::random;
 use super::writer::Control;
 use crate::config::HealthCheck;
-use crate::endpoint_tls::EndpointsTls;
+use crate::endpoint_tls::{Client, EndpointsTls};
 use crate::state::snapshot::{Endpoint, EndpointId, Snapshot};
 
 /// A new endpoint's first check comes within this time (or one interval), spread out.
@@ -117,10 +117,14 @@ async fn watch(labels: Labels, endpoints_tls: EndpointsTls, endpoint: Arc<Endpoi
     next.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         next.tick().await;
-        let result = match timeout(check.timeout, ask(target, &endpoints_tls, &endpoint, &check.path)).await {
-            Ok(result) => result,
-            Err(_) => Err(format!("no answer in {:?}", check.timeout)),
-        };
+        let tls = endpoints_tls.client(&endpoint.transport);
+        let result =
+            match timeout(check.timeout, ask(target, tls.as_deref().map(|tls| (tls, &*endpoint.name)), &check.path))
+                .await
+            {
+                Ok(result) => result,
+                Err(_) => Err(format!("no answer in {:?}", check.timeout)),
+            };
         let is_first = streak.is_healthy.is_none();
         let Some(is_healthy) = streak.add(result.is_ok(), &check) else { continue };
         endpoint.health.set_healthy(is_healthy);
@@ -133,14 +137,11 @@ async fn watch(labels: Labels, endpoints_tls: EndpointsTls, endpoint: Arc<Endpoi
     }
 }
 
-/// One check.
-async fn ask(target: SocketAddr, endpoints_tls: &EndpointsTls, endpoint: &Endpoint, path: &str) -> Result<(), String> {
+/// One check; with TLS, of the endpoint that is called so.
+async fn ask(target: SocketAddr, tls: Option<(&Client, &str)>, path: &str) -> Result<(), String> {
     let tcp = TcpStream::connect(target).await.map_err(|e| format!("connect: {e}"))?;
-    if endpoint.transport.tls.is_none() {
-        return ask_over(tcp, target, path).await;
-    }
-    let client = endpoints_tls.client(&endpoint.transport).ok_or("its TLS settings are not read yet")?;
-    let stream = client.connect(tcp, &endpoint.name).await.map_err(|e| format!("TLS: {e}"))?;
+    let Some((client, name)) = tls else { return ask_over(tcp, target, path).await };
+    let stream = client.connect(tcp, name).await.map_err(|e| format!("TLS: {e}"))?;
     ask_over(stream, target, path).await
 }
 
