@@ -4,6 +4,8 @@ use proptest::prelude::*;
 
 use super::verb::{RampMove, Verb, VerbError, apply};
 use super::*;
+use crate::decide::guard::Rules;
+use crate::decide::ramp::Plan;
 use crate::decide::reweigh::Amount;
 
 const MINUTE: u64 = 60_000;
@@ -257,7 +259,9 @@ fn versions_that_came_while_paused_get_nobody_unless_nobody_is_left() {
 #[test]
 fn a_ramp_moves_its_state_and_the_weights_in_one_revision() {
     let sides = sides(&[("stable", 90.0), ("canary", 0.0)]);
-    let state = |n: u64| Some(RampState(n.into()));
+    let plan = Plan { steps: Vec::new(), guard: Rules::default(), min_ready: 1, settle: Duration::ZERO };
+    let begun = RampState::begin(plan, "canary", "stable", 0.0, None).0;
+    let state = |n: u64| Some(RampState { elapsed: Duration::from_secs(n), ..begun.clone() });
     let step = |n: u64, amounts: Vec<(String, Amount)>, word| Verb::Ramp(RampMove { state: state(n), amounts, word });
     let to = |share| vec![("canary".to_owned(), Amount::Share(share))];
 
