@@ -112,12 +112,17 @@ impl Follower {
             SyncError::Gone => state.version = None,
             // The token or the CA may have changed.
             SyncError::Unauthorized | SyncError::Connect | SyncError::NoCluster => state.client = None,
-            SyncError::Cut | SyncError::Garbage | SyncError::Refused | SyncError::ServerError | SyncError::Stalled => {
-                if state.failures.is_multiple_of(MISTRUST) {
-                    state.version = None;
-                }
-            }
+            // All connections of a client may have died with the one.
+            SyncError::Stalled => state.client = None,
+            SyncError::Cut | SyncError::Garbage | SyncError::Refused | SyncError::ServerError => {}
             SyncError::Forbidden | SyncError::Throttled => {}
+        }
+        let may_be_version = matches!(
+            reason,
+            SyncError::Cut | SyncError::Garbage | SyncError::Refused | SyncError::ServerError | SyncError::Stalled
+        );
+        if may_be_version && state.failures.is_multiple_of(MISTRUST) {
+            state.version = None;
         }
         let (resource, namespace) = (self.key.kind.as_str(), &self.key.namespace);
         if reason == SyncError::Gone {
@@ -343,5 +348,50 @@ impl Lines {
                 Ok(None) => return Err(Trouble::new(SyncError::Cut, "ended in the middle of an event")),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn follower() -> Follower {
+        let (news, _) = mpsc::channel(1);
+        let key = StreamKey { kind: Kind::Pods, namespace: "lab".into(), selector: String::new() };
+        let (connector, watch) = (Connector::default(), Duration::from_secs(60));
+        Follower { key, connector, news, heard: Heard::now(Clock::start()), watch }
+    }
+
+    #[test]
+    fn an_hour_of_outage_is_a_few_hundred_tries_and_the_end_is_seen_within_seconds() {
+        let (follower, mut state) = (follower(), State::default());
+        let (mut passed, mut tries, mut longest) = (Duration::ZERO, 0, Duration::ZERO);
+
+        while passed < Duration::from_secs(3600) {
+            let pause = follower.cope(&mut state, Trouble::new(SyncError::Connect, "refused"));
+            passed += pause;
+            tries += 1;
+            longest = longest.max(pause);
+        }
+
+        assert!((300..500).contains(&tries), "{tries}");
+        assert!(longest <= LONGEST_PAUSE.mul_f64(1.2), "{longest:?}");
+        assert_eq!(state.trouble, Some(SyncError::Connect), "said once");
+    }
+
+    #[test]
+    fn a_server_is_never_asked_before_it_wants_and_not_by_all_at_once() {
+        let (follower, mut state) = (follower(), State::default());
+        let after = Duration::from_secs(7);
+
+        let pauses: Vec<Duration> = (0..50)
+            .map(|_| {
+                let trouble = Trouble { retry_after: Some(after), ..Trouble::new(SyncError::Throttled, "busy") };
+                follower.cope(&mut state, trouble)
+            })
+            .collect();
+
+        assert!(pauses.iter().all(|p| *p >= after && *p <= after * 2), "{pauses:?}");
+        assert!(pauses.windows(2).any(|w| w[0] != w[1]));
     }
 }

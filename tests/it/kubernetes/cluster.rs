@@ -13,8 +13,10 @@ use crate::support::{Client, Launch, PATIENCE, Response, TestPerch, eventually, 
 #[derive(Clone, Debug)]
 pub(super) struct Cluster {
     pub(super) address: SocketAddr,
-    /// With TLS, and this CA; without, plain HTTP.
-    pub(super) ca_file: Option<String>,
+    /// What its certificate says.
+    pub(super) host: String,
+    /// With TLS, and this CA, in a kubeconfig's words; without, plain HTTP.
+    pub(super) ca: Option<String>,
     /// The tests' own.
     pub(super) token: String,
     pub(super) perch_token: String,
@@ -90,16 +92,14 @@ impl Cluster {
     /// One request with a JSON body, if any.
     #[track_caller]
     pub(super) fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Response {
-        let mut client = match self.ca_file {
+        let mut client = match self.ca {
             None => Client::plain(self.address),
-            Some(_) => {
-                let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
-                Client::try_tls(localhost, self.address, "localhost", tls_config(&[b"http/1.1"])).unwrap()
-            }
+            Some(_) => self.tls().unwrap(),
         };
         let body = body.map(ToString::to_string).unwrap_or_default();
         client.send(format!(
-            "{method} {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+            "{method} {path} HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+            self.host,
             self.token,
             body.len()
         ));
@@ -108,8 +108,12 @@ impl Cluster {
 
     /// It may be starting.
     pub(super) fn speaks_tls(&self) -> bool {
-        let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        Client::try_tls(localhost, self.address, "localhost", tls_config(&[b"http/1.1"])).is_ok()
+        self.tls().is_ok()
+    }
+
+    fn tls(&self) -> std::io::Result<Client> {
+        let from = if self.address.ip().is_loopback() { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED };
+        Client::try_tls(IpAddr::V4(from), self.address, &self.host, tls_config(&[b"http/1.1"]))
     }
 
     fn path(&self, kind: &str) -> String {
@@ -122,16 +126,22 @@ impl Cluster {
     pub(super) fn put(&self, kind: &str, object: &Value) -> Value {
         let name = object["metadata"]["name"].as_str().unwrap();
         let one = format!("{}/{name}", self.path(kind));
-        let before = self.request("GET", &one, None);
-        let done = if before.status == 404 {
-            self.request("POST", &self.path(kind), Some(object))
-        } else {
-            let mut object = object.clone();
-            object["metadata"]["resourceVersion"] = before.json()["metadata"]["resourceVersion"].clone();
-            self.request("PUT", &one, Some(&object))
-        };
-        assert!(done.status < 300, "{done:?}");
-        done.json()
+        // In a cluster with controllers others write, too.
+        for _ in 0..20 {
+            let before = self.request("GET", &one, None);
+            let done = if before.status == 404 {
+                self.request("POST", &self.path(kind), Some(object))
+            } else {
+                let mut object = object.clone();
+                object["metadata"]["resourceVersion"] = before.json()["metadata"]["resourceVersion"].clone();
+                self.request("PUT", &one, Some(&object))
+            };
+            if done.status != 409 {
+                assert!(done.status < 300, "{done:?}");
+                return done.json();
+            }
+        }
+        panic!("others change {kind}/{name} all the time");
     }
 
     #[track_caller]
@@ -177,10 +187,11 @@ impl Cluster {
 
     /// What perch needs to find it.
     pub(super) fn write_kubeconfig(&self, file: &Path) {
-        let cluster = match &self.ca_file {
+        let cluster = match &self.ca {
             None => format!("{{server: 'http://{}'}}", self.address),
             Some(ca) => {
-                format!("{{server: 'https://localhost:{}', certificate-authority: '{ca}'}}", self.address.port())
+                let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+                format!("{{server: 'https://{host}:{}', {ca}}}", self.address.port())
             }
         };
         replace_file(

@@ -91,7 +91,8 @@ impl Double {
     pub(super) fn cluster(&self) -> Cluster {
         Cluster {
             address: self.address,
-            ca_file: None,
+            host: "localhost".into(),
+            ca: None,
             token: "secret".into(),
             perch_token: "secret".into(),
             namespace: "lab".into(),

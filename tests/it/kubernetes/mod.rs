@@ -9,4 +9,6 @@ mod manifests;
 mod outage;
 mod query;
 mod real;
+mod relay;
+mod rotation;
 mod traffic;

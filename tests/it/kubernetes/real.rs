@@ -1,13 +1,16 @@
 //! A real API server: etcd and kube-apiserver from `KUBEBUILDER_ASSETS`, started with throwaway certificates and
-//! stopped with the test. Without that folder these tests say so and do nothing. Nobody runs controllers or nodes, and
-//! the server refuses loopback endpoints, so endpoints are judged by perch's own view; traffic is the double's part.
+//! stopped with the test; or the cluster of `PERCH_TEST_KUBECONFIG`, in namespaces that are deleted with the test. Without
+//! either, these tests say so and do nothing. An API server refuses loopback endpoints, so endpoints are judged by
+//! perch's own view; traffic is the double's part.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::cell::RefCell;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::cases;
 use super::cluster::{Cluster, Endpoint, Slice, is_ready, wait_for};
@@ -18,12 +21,15 @@ const START: Duration = Duration::from_secs(120);
 
 #[derive(Debug)]
 struct Real {
-    // The API server first: without etcd it would complain at length.
-    _api: Process,
-    _etcd: Process,
+    /// Ours, if we started it: the API server first, as without etcd it would complain at length.
+    _own: Option<(Process, Process)>,
     dir: tempfile::TempDir,
-    assets: PathBuf,
+    kubectl: PathBuf,
+    kubeconfig: PathBuf,
+    /// The administrator's.
     cluster: Cluster,
+    /// To be deleted in the end.
+    namespaces: RefCell<Vec<String>>,
 }
 
 /// A port that was free a moment ago: these two programs can't be asked which one they took.
@@ -33,8 +39,13 @@ fn free_port() -> u16 {
 
 impl Real {
     fn start() -> Option<Self> {
+        if let Some(kubeconfig) = std::env::var_os("PERCH_TEST_KUBECONFIG") {
+            return Some(Self::running(PathBuf::from(kubeconfig)));
+        }
         let Some(assets) = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from) else {
-            println!("skipped: KUBEBUILDER_ASSETS is not set (tests/kube/assets/build makes that folder)");
+            println!(
+                "skipped: neither KUBEBUILDER_ASSETS (tests/kube/assets/build makes that folder) nor PERCH_TEST_KUBECONFIG is set"
+            );
             return None;
         };
         let dir = tempfile::tempdir().unwrap();
@@ -71,38 +82,118 @@ impl Real {
         );
         let cluster = Cluster {
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
-            ca_file: Some(certificate.cert_file.to_str().unwrap().to_owned()),
+            host: "localhost".into(),
+            ca: Some(format!("certificate-authority: '{}'", certificate.cert_file.display())),
             token: "secret".into(),
             perch_token: "secret".into(),
             namespace: "default".into(),
         };
-        let mut real = Self { _api: api, _etcd: etcd, dir, assets, cluster };
+        let kubeconfig = dir.path().join("admin");
+        cluster.write_kubeconfig(&kubeconfig);
+        let (mut api, mut etcd) = (api, etcd);
         eventually(START, || {
-            assert!(real._api.try_wait().is_none(), "{}", real._api.stderr());
-            assert!(real._etcd.try_wait().is_none(), "{}", real._etcd.stderr());
-            real.cluster.speaks_tls() && real.cluster.request("GET", "/readyz", None).status == 200
+            assert!(api.try_wait().is_none(), "{}", api.stderr());
+            assert!(etcd.try_wait().is_none(), "{}", etcd.stderr());
+            cluster.speaks_tls() && cluster.request("GET", "/readyz", None).status == 200
         });
-        Some(real)
+        let kubectl = kubectl_in(&assets);
+        Some(Self { _own: Some((api, etcd)), dir, kubectl, kubeconfig, cluster, namespaces: RefCell::default() })
+    }
+
+    /// A cluster that somebody else runs. We need to be its administrator: perch gets a Role there.
+    fn running(kubeconfig: PathBuf) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let kubectl = kubectl_in(&std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from).unwrap_or_default());
+        let nowhere = Cluster {
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
+            host: String::new(),
+            ca: None,
+            token: String::new(),
+            perch_token: String::new(),
+            namespace: "default".into(),
+        };
+        let namespaces = RefCell::default();
+        let mut real = Self { _own: None, dir, kubectl, kubeconfig, cluster: nowhere, namespaces };
+        let view = real.kubectl(&["config", "view", "--raw", "--minify", "--flatten", "--output", "json"]);
+        let view: Value = serde_json::from_str(&view).unwrap();
+        let of = &view["clusters"][0]["cluster"];
+        let server = of["server"].as_str().unwrap().strip_prefix("https://").expect("a server with https");
+        let server = server.trim_end_matches('/').to_owned();
+        let with_port = if server.contains(':') { server.clone() } else { format!("{server}:443") };
+        let (host, _) = with_port.rsplit_once(':').unwrap();
+        let ca = of["certificate-authority-data"].as_str().expect("a CA in the kubeconfig");
+        // The tests' own requests carry a token, whatever the kubeconfig has.
+        static TESTS: AtomicU32 = AtomicU32::new(0);
+        let own = format!("perch-test-{}-{}", std::process::id(), TESTS.fetch_add(1, Ordering::Relaxed));
+        real.kubectl(&["create", "namespace", &own]);
+        real.namespaces.borrow_mut().push(own.clone());
+        real.kubectl(&["create", "serviceaccount", "admin", "--namespace", &own]);
+        let subject = format!("--serviceaccount={own}:admin");
+        real.kubectl(&["create", "clusterrolebinding", &own, "--clusterrole=cluster-admin", &subject]);
+        let token = real.kubectl(&["create", "token", "admin", "--namespace", &own, "--duration=1h"]);
+        let token = token.trim().to_owned();
+        real.cluster = Cluster {
+            address: with_port.to_socket_addrs().unwrap().next().expect("an address of the API server"),
+            host: host.trim_matches(['[', ']']).into(),
+            ca: Some(format!("certificate-authority-data: {ca}")),
+            token: token.clone(),
+            perch_token: token,
+            namespace: own,
+        };
+        real
     }
 
     fn namespace(&self, name: &str) -> Cluster {
-        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
-        let made = self.cluster.request("POST", "/api/v1/namespaces", Some(&namespace));
-        assert!(made.status < 300, "{made:?}");
+        self.kubectl(&["create", "namespace", name]);
+        self.namespaces.borrow_mut().push(name.to_owned());
+        if self._own.is_none() {
+            // Without it, no pod is taken.
+            eventually(START, || self.try_kubectl(&["get", "serviceaccount", "default", "--namespace", name]).is_ok());
+        }
         Cluster { namespace: name.into(), ..self.cluster.clone() }
     }
 
     /// Runs kubectl as the administrator; its output.
     #[track_caller]
     fn kubectl(&self, arguments: &[&str]) -> String {
-        let kubeconfig = self.dir.path().join("admin");
-        self.cluster.write_kubeconfig(&kubeconfig);
-        let own = self.assets.join("kubectl");
-        let program = if own.exists() { own } else { PathBuf::from("kubectl") };
-        let done = Command::new(program).arg("--kubeconfig").arg(kubeconfig).args(arguments).output().unwrap();
-        assert!(done.status.success(), "kubectl {arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
-        String::from_utf8(done.stdout).unwrap()
+        self.try_kubectl(arguments).unwrap_or_else(|error| panic!("kubectl {arguments:?}: {error}"))
     }
+
+    fn try_kubectl(&self, arguments: &[&str]) -> Result<String, String> {
+        let done =
+            Command::new(&self.kubectl).arg("--kubeconfig").arg(&self.kubeconfig).args(arguments).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        if done.status.success() { Ok(text(done.stdout)) } else { Err(text(done.stderr)) }
+    }
+
+    /// perch's own token, when there is a ServiceAccount for it.
+    fn perch_token(&self, namespace: &str) -> String {
+        if self._own.is_some() {
+            return "perch".into();
+        }
+        self.kubectl(&["create", "serviceaccount", "perch", "--namespace", namespace]);
+        self.kubectl(&["create", "token", "perch", "--namespace", namespace]).trim().to_owned()
+    }
+}
+
+impl Drop for Real {
+    fn drop(&mut self) {
+        if self._own.is_some() {
+            return;
+        }
+        // On somebody else's cluster nothing may be left behind.
+        for name in self.namespaces.borrow().iter() {
+            let done = self.try_kubectl(&["delete", "namespace", name, "--wait=false"]);
+            println!("deleting namespace {name}: {done:?}");
+        }
+        let binding = self.namespaces.borrow().first().cloned().unwrap_or_default();
+        self.try_kubectl(&["delete", "clusterrolebinding", &binding]).ok();
+    }
+}
+
+fn kubectl_in(assets: &Path) -> PathBuf {
+    let own = assets.join("kubectl");
+    if own.exists() { own } else { PathBuf::from("kubectl") }
 }
 
 fn manifests(folder: &str) -> String {
@@ -115,7 +206,7 @@ fn every_case_holds_against_a_real_api_server() {
 
     for (number, (name, case)) in cases::ALL.iter().enumerate() {
         println!("case: {name}");
-        case(&real.namespace(&format!("case-{number}")));
+        case(&real.namespace(&format!("perch-case-{}-{number}", std::process::id())));
     }
 }
 
@@ -145,7 +236,7 @@ fn a_real_api_server_takes_the_manifests_and_their_role_is_enough() {
     }
 
     // Perch as its ServiceAccount, first without the Role.
-    let as_perch = Cluster { perch_token: "perch".into(), ..lab.clone() };
+    let as_perch = Cluster { perch_token: real.perch_token("lab"), ..lab.clone() };
     let uid = lab.pod("hello-1", &[("app", "hello"), ("track", "stable")]);
     lab.slice(&Slice::of("hello", "hello-1", 80, &[Endpoint::ready("10.1.0.1", "hello-1").uid(&uid)]));
     lab.service("hello", &json!({"sessionAffinity": "ClientIP"}));
@@ -164,8 +255,8 @@ fn a_real_api_server_takes_the_manifests_and_their_role_is_enough() {
     for (path, status) in [("endpointslices", 403), ("pods/hello-1", 403), ("secrets", 403)] {
         let group = if path == "endpointslices" { "/apis/discovery.k8s.io/v1" } else { "/api/v1" };
         let method = if path == "endpointslices" { "DELETE" } else { "GET" };
-        let as_perch = Cluster { token: "perch".into(), ..lab.clone() };
-        let answer = as_perch.request(method, &format!("{group}/namespaces/lab/{path}"), None);
+        let itself = Cluster { token: as_perch.perch_token.clone(), ..lab.clone() };
+        let answer = itself.request(method, &format!("{group}/namespaces/lab/{path}"), None);
         assert_eq!(answer.status, status, "{path}: {answer:?}");
     }
 }
