@@ -103,6 +103,8 @@ reasons! {
     Bad101 "bad-101" 502 "The service switched protocols without being asked.",
     UpstreamTruncated "upstream-truncated" 502 "The service ended its answer too early.",
     UpstreamStalled "upstream-stalled" 504 "The service stopped in the middle of its answer.",
+    /// Every endpoint has as many requests as it may.
+    Overflow "overflow" 503 "The service has too many requests at once.",
     RetryBudget "retry-budget" 503 "The service is failing and too many requests are being retried.",
     Internal "internal" 500 "The proxy made a mistake.",
 }

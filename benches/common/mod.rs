@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use perch::config::{
     AccessLog, Admin, Affinity, Config, Drain, Ejection, EndpointAddress, LogFormat, OnDecrease, Pins, Retries,
-    Service, ServiceTimeouts, Version,
+    Service, ServiceLimits, ServiceTimeouts, Version,
 };
 use perch::decide::{KeyPrefix, Weight, WhenEmpty};
 
@@ -31,6 +31,7 @@ pub(crate) fn config(services: usize, endpoints: usize) -> Config {
         version_header: false,
         timeouts: ServiceTimeouts { connect: second, response_head: second, body: second, idle: second },
         retries: Retries { budget_percent: 20, min_per_second: 10 },
+        limits: ServiceLimits::default(),
         health: None,
         ejection: Ejection { consecutive_failures: 5, duration: second, max_percent: 50 },
         versions: vec![version(n, "stable", 90.0, 0), version(n, "canary", 10.0, 1)],

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::model::{
     AccessLog, Admin, Affinity, Drain, Ejection, ListenerLimits, ListenerTimeouts, LogFormat, Pins, Retries,
-    ServiceTimeouts,
+    ServiceLimits, ServiceTimeouts,
 };
 use crate::decide::KeyPrefix;
 
@@ -104,6 +104,13 @@ impl Default for Retries {
     /// GEP-3388's defaults.
     fn default() -> Self {
         Self { budget_percent: 20, min_per_second: 10 }
+    }
+}
+
+impl Default for ServiceLimits {
+    /// Envoy's `max_requests` has the same.
+    fn default() -> Self {
+        Self { requests_per_endpoint: 1_024 }
     }
 }
 

@@ -195,6 +195,7 @@ fn service(service: &Service) -> Value {
                 "minPerSecond": service.retries.min_per_second,
             })),
         ),
+        ("limits", some(json!({ "requestsPerEndpoint": service.limits.requests_per_endpoint }))),
         ("health", service.health.as_ref().map(health)),
         (
             "ejection",

@@ -201,6 +201,7 @@ pub struct Service {
     pub version_header: bool,
     pub timeouts: ServiceTimeouts,
     pub retries: Retries,
+    pub limits: ServiceLimits,
     pub health: Option<HealthCheck>,
     pub ejection: Ejection,
     pub versions: Vec<Version>,
@@ -245,6 +246,14 @@ pub struct ServiceTimeouts {
     pub body: Duration,
     /// An unused kept-alive connection to an endpoint.
     pub idle: Duration,
+}
+
+/// Bounds of what a service may take of perch and of its endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServiceLimits {
+    /// Requests in flight on one endpoint, over all workers; 0: no limit. Workers look before they count, so a few
+    /// more are possible for a moment.
+    pub requests_per_endpoint: u32,
 }
 
 /// Retry budget (GEP-3388's words).

@@ -13,7 +13,7 @@ use super::kubernetes;
 use super::listeners::all_networks;
 use super::model::{
     Affinity, Ejection, EndpointAddress, HealthCheck, KubernetesService, OnDecrease, Overrides, Retries, Secret,
-    Service, ServiceTimeouts, Version,
+    Service, ServiceLimits, ServiceTimeouts, Version,
 };
 use super::scalar::{self, shown};
 use super::transport;
@@ -67,6 +67,7 @@ fn service(node: &Node<'_>, names: &mut Names) -> Option<(Option<String>, Option
         version_header: map.boolean("versionHeader", false),
         timeouts: map.take("timeouts").map_or_else(ServiceTimeouts::default, |n| timeouts(&n)),
         retries: map.take("retries").map_or_else(Retries::default, |n| retries(&n)),
+        limits: map.take("limits").map_or_else(ServiceLimits::default, |n| limits(&n)),
         health: map.take("health").and_then(|n| health(&n)),
         ejection: map.take("ejection").map_or_else(Ejection::default, |n| ejection(&n)),
         versions: Vec::new(),
@@ -308,6 +309,14 @@ fn retries(node: &Node<'_>) -> Retries {
     r.min_per_second = map.integer("minPerSecond", r.min_per_second, 0..=1_000_000);
     map.finish();
     r
+}
+
+fn limits(node: &Node<'_>) -> ServiceLimits {
+    let mut l = ServiceLimits::default();
+    let Some(mut map) = node.map() else { return l };
+    l.requests_per_endpoint = map.integer("requestsPerEndpoint", l.requests_per_endpoint, 0..=1_000_000);
+    map.finish();
+    l
 }
 
 fn health(node: &Node<'_>) -> Option<HealthCheck> {

@@ -5,6 +5,7 @@
 //! fresh connection to the same one.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::time::Instant;
 
@@ -59,6 +60,7 @@ impl<'a> Attempts<'a> {
     pub(crate) async fn link(&mut self) -> Result<Link, Reason> {
         let version = self.version().ok_or(Reason::Internal)?;
         loop {
+            self.make_room(version)?;
             self.count += 1;
             if !self.wants_fresh
                 && let Some(link) = self.worker.pool.checkout(self.endpoint.id, self.now)
@@ -74,6 +76,26 @@ impl<'a> Attempts<'a> {
                 }
             }
         }
+    }
+
+    /// Leaves an endpoint that has as many requests as it may for another of its version.
+    fn make_room(&mut self, version: &Version) -> Result<(), Reason> {
+        if !self.is_full(&self.endpoint) {
+            return Ok(());
+        }
+        let may = |e: &Arc<Endpoint>| !self.is_full(e) && !self.was_tried(e);
+        self.endpoint = another(version, may, self.worker.next_roll(), self.now).ok_or(Reason::Overflow)?;
+        self.wants_fresh = false;
+        Ok(())
+    }
+
+    fn is_full(&self, endpoint: &Endpoint) -> bool {
+        let most = self.plan.service.config.limits.requests_per_endpoint;
+        most > 0 && endpoint.in_flight.load(Ordering::Relaxed) >= most
+    }
+
+    fn was_tried(&self, endpoint: &Arc<Endpoint>) -> bool {
+        self.tried.iter().any(|t| Arc::ptr_eq(t, endpoint))
     }
 
     /// The answer has begun.
@@ -126,7 +148,8 @@ impl<'a> Attempts<'a> {
             return Err(reason);
         }
         self.tried.push(self.endpoint.clone());
-        let Some(next) = another(version, &self.tried, self.worker.next_roll(), self.now) else { return Err(reason) };
+        let may = |e: &Arc<Endpoint>| !self.was_tried(e);
+        let Some(next) = another(version, may, self.worker.next_roll(), self.now) else { return Err(reason) };
         if !self.plan.service.retry_budget.take(self.now) {
             return Err(Reason::RetryBudget);
         }

@@ -29,6 +29,7 @@ pub(crate) fn ends_connection(reason: Reason) -> bool {
             | Reason::BadResponse
             | Reason::Bad101
             | Reason::RetryBudget
+            | Reason::Overflow
     )
 }
 

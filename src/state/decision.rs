@@ -152,9 +152,9 @@ fn least_busy(version: &Version, roll: u64, now: u64) -> Option<Arc<Endpoint>> {
         .cloned()
 }
 
-/// Another usable endpoint of the same version for a retry; never one of another version.
+/// Another usable endpoint of the same version that `may` be asked; never one of another version.
 #[must_use]
-pub fn another(version: &Version, tried: &[Arc<Endpoint>], roll: u64, now: u64) -> Option<Arc<Endpoint>> {
+pub fn another(version: &Version, may: impl Fn(&Arc<Endpoint>) -> bool, roll: u64, now: u64) -> Option<Arc<Endpoint>> {
     let n = version.endpoints.len();
     if n == 0 {
         return None;
@@ -162,7 +162,7 @@ pub fn another(version: &Version, tried: &[Arc<Endpoint>], roll: u64, now: u64) 
     let (start, _) = two_choices(roll, n);
     (0..n)
         .filter_map(|step| version.endpoints.get((start + step) % n))
-        .find(|e| e.health.is_usable(now) && !tried.iter().any(|t| Arc::ptr_eq(t, e)))
+        .find(|e| e.health.is_usable(now) && may(e))
         .cloned()
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::config::{
     AccessLog, Admin, Affinity, Config, Drain, Ejection, EndpointAddress, LogFormat, OnDecrease, Pins, Retries,
-    Service as ServiceConfig, ServiceTimeouts, Version,
+    Service as ServiceConfig, ServiceLimits, ServiceTimeouts, Version,
 };
 use crate::decide::{KeyPrefix, Weight, WhenEmpty};
 
@@ -33,6 +33,7 @@ pub(crate) fn service(name: &str, versions: &[(&str, f64, &[&str])]) -> ServiceC
         version_header: false,
         timeouts: ServiceTimeouts { connect: SECOND, response_head: SECOND, body: SECOND, idle: SECOND },
         retries: Retries { budget_percent: 20, min_per_second: 10 },
+        limits: ServiceLimits::default(),
         health: None,
         ejection: Ejection { consecutive_failures: 5, duration: SECOND, max_percent: 50 },
         versions: versions

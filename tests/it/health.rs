@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use crate::faults::users;
-use crate::front::{assert_refused, config, front_with, listener_of, whole};
+use crate::front::{Front, assert_refused, config, front_with, listener_of, whole};
 use crate::support::{Act, Client, PATIENCE, Seen, TestBackend, TestPerch, eventually, ok, response};
 
 /// The states of the endpoints of the only version, in the config's order.
@@ -94,6 +94,54 @@ services:
     assert_refused(&client.get("empty.test", "/"), 503, "no-ready-endpoint");
     assert_refused(&client.get("closed.test", "/"), 503, "closed");
     assert_refused(&client.get("other.test", "/"), 404, "no-route");
+}
+
+/// Requests at once to an endpoint that answers none of them before its gate opens.
+fn busy(front: &Front, count: usize) -> Vec<Client> {
+    front.backend.script(|seen: &Seen| {
+        if seen.target() == "/slow" { [vec![Act::Gate], ok(seen, "slow")].concat() } else { ok(seen, "here") }
+    });
+    let clients = (0..count).map(|_| {
+        let mut client = front.client();
+        client.send("GET /slow HTTP/1.1\r\nhost: a\r\n\r\n");
+        client
+    });
+    let clients = clients.collect();
+    eventually(PATIENCE, || front.backend.count() == count);
+    clients
+}
+
+#[test]
+fn a_full_endpoint_gets_no_more_requests_and_the_client_knows_at_once() {
+    let front = front_with("", "limits: {requestsPerEndpoint: 2}");
+    let mut clients = busy(&front, 2);
+    let mut one_more = front.client();
+
+    let refused = one_more.get("a", "/");
+    assert_refused(&refused, 503, "overflow");
+    assert_eq!((refused.header("retry-after"), front.backend.count()), (Some("1"), 2));
+
+    // One opening lets one of them through, whichever it is.
+    front.backend.open_gate();
+    front.backend.open_gate();
+    assert!(clients.iter_mut().all(|client| client.response().text() == "slow"));
+    assert_eq!(one_more.get("a", "/").text(), "here");
+}
+
+#[test]
+fn what_a_full_endpoint_cannot_take_goes_to_another_of_its_version() {
+    let front = front_with("", "limits: {requestsPerEndpoint: 1}");
+    let _clients = busy(&front, 1);
+    let other = TestBackend::named("other");
+    front.perch.rewrite_config(&config(
+        "",
+        "limits: {requestsPerEndpoint: 1}",
+        &[front.backend.address(), other.address()],
+    ));
+    eventually(PATIENCE, || front.perch.metric("perch_config_generation") == Some(2.0));
+
+    assert_eq!(front.client().get("a", "/").text(), "other");
+    front.backend.open_gate();
 }
 
 #[test]
