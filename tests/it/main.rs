@@ -20,6 +20,7 @@ mod drain;
 mod endpoint_tls;
 mod faults;
 mod fields;
+mod floods;
 mod frames;
 #[allow(unreachable_pub, reason = "a kit that the modules share")]
 mod front;
