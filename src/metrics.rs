@@ -49,6 +49,7 @@ metrics! {
     SPLIT_OBSERVED Gauge "perch_split_observed_ratio" "Share that a version has: of the remembered clients, and of the last minute's requests.",
     SPLIT_OBSERVED_LOW Gauge "perch_split_observed_low_ratio" "Lower end of the observed share's 95 % interval.",
     SPLIT_OBSERVED_HIGH Gauge "perch_split_observed_high_ratio" "Upper end of the observed share's 95 % interval.",
+    SPLIT_CLIENTS_LEFT Gauge "perch_split_clients_left" "Remembered clients that a drain or freeze still holds on this version.",
     SPLIT_CLIENTS Gauge "perch_split_clients" "Remembered clients whose last answer came from this version.",
     FLIPS Counter "perch_version_flips_total" "Clients that were served by another version than last time, by reason; unexplained must stay 0.",
     AFFINITY_ENTRIES Gauge "perch_affinity_entries" "Clients remembered, over all services.",

@@ -1,6 +1,5 @@
 //! From an admin request to its answer: the table of what is there, method and guard checks, JSON and text.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,16 +18,12 @@ use tracing::info;
 
 use super::guard::{Head, Refusal};
 use super::query::decode;
-use super::weights::Wanted;
-use super::{AdminState, events, explain, exposition, heavy, page, query, services, weights};
+use super::rollout::{self, Kind};
+use super::{AdminState, events, explain, exposition, heavy, page, query, services};
 use crate::config;
-use crate::control::ControlError;
-use crate::decide::rollout::verb::{Verb, VerbError};
-use crate::state::model::{Change, ChangeError};
-use crate::state::snapshot::Service;
 
 /// All at once, or a stream of events.
-type Answer = Response<Either<Full<Bytes>, events::Stream>>;
+pub(super) type Answer = Response<Either<Full<Bytes>, events::Stream>>;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
@@ -49,9 +44,11 @@ enum Place {
     Config,
     Services,
     Service(String),
-    Weights(String),
     HeavyClients(String),
+    History(String),
     Recent(String),
+    Verb(String, Kind),
+    WhatIf(String),
     Events,
     Explain,
     OpenApi,
@@ -67,8 +64,17 @@ GET  /config                           configuration in force, secrets redacted
 GET  /api/v1/services                  services, weights, shares, endpoints
 GET  /api/v1/services/{name}           one of them
 GET  /api/v1/services/{name}/heavy-clients   the ten clients with the most requests
+GET  /api/v1/services/{name}/history   what was done to its weights, newest first
 GET  /api/v1/services/{name}/recent    requests, errors and latency of five minutes, every five seconds
-POST /api/v1/services/{name}/weights   {\"weights\":{\"canary\":\"20%\"},\"generation\":7,\"reason\":\"why\"}
+GET  /api/v1/services/{name}/what-if?  which clients other weights would move: ?canary=25%25
+POST /api/v1/services/{name}/weights   {\"weights\":{\"canary\":\"20%\"},\"generation\":7,\"reason\":\"why\",\"dryRun\":true}
+POST /api/v1/services/{name}/pause     nothing changes until resume
+POST /api/v1/services/{name}/resume    after pause
+POST /api/v1/services/{name}/promote   {\"version\":\"canary\"} takes all, and is the stable side from now on
+POST /api/v1/services/{name}/abort     the stable side takes all, at once
+POST /api/v1/services/{name}/undo      {\"toRevision\":3}, or the weights before
+POST /api/v1/services/{name}/switch    {\"version\":\"green\",\"existing\":\"drain\",\"deadline\":\"10m\"}
+POST /api/v1/services/{name}/drain     {\"version\":\"canary\",\"deadline\":\"10m\"}
 GET  /api/v1/explain?ip=&host=&path=   which version a client gets, and why (also ?ip=&service=)
 GET  /api/v1/events                    all of it live, as server-sent events
 GET  /api/v1/openapi.json              this, for machines
@@ -94,10 +100,12 @@ impl Place {
                 let name = decode(rest.next()?, false).filter(|name| !name.is_empty())?;
                 match (rest.next(), rest.next()) {
                     (None, _) => Self::Service(name),
-                    (Some("weights"), None) => Self::Weights(name),
                     (Some("heavy-clients"), None) => Self::HeavyClients(name),
+                    (Some("history"), None) => Self::History(name),
                     (Some("recent"), None) => Self::Recent(name),
-                    (Some(_), _) => return None,
+                    (Some("what-if"), None) => Self::WhatIf(name),
+                    (Some(verb), None) => Self::Verb(name, Kind::ALL.into_iter().find(|k| k.as_str() == verb)?),
+                    (Some(_), Some(_)) => return None,
                 }
             }
         })
@@ -105,7 +113,7 @@ impl Place {
 
     const fn allow(&self) -> &'static str {
         match self {
-            Self::Weights(_) => "POST",
+            Self::Verb(..) => "POST",
             // A stream has no length and no end, so there is nothing that HEAD could tell.
             Self::Events => "GET",
             Self::Index
@@ -117,7 +125,9 @@ impl Place {
             | Self::Services
             | Self::Service(_)
             | Self::HeavyClients(_)
+            | Self::History(_)
             | Self::Recent(_)
+            | Self::WhatIf(_)
             | Self::Explain
             | Self::OpenApi => "GET, HEAD",
         }
@@ -159,14 +169,17 @@ pub(super) async fn answer(
         Place::Config => json(StatusCode::OK, &config::dump(&state.published.load().config)),
         Place::Services => aside(state, |state| json(StatusCode::OK, &services::all(state))).await,
         Place::Service(name) => aside(state, move |state| found(&name, services::one(state, &name))).await,
-        Place::Weights(name) => {
+        Place::History(name) => rollout::shown_history(state, &name).unwrap_or_else(|| no_service(&name)),
+        Place::WhatIf(name) => rollout::what_if(state, &name, head.uri.query().unwrap_or_default()).await,
+        Place::Verb(name, kind) => {
             let token = state.published.load().config.admin.token.clone();
             if let Err(refusal) = checks.check_write(is_loopback, token.as_ref().map(|t| t.0.as_str())) {
-                info!(audit = true, who = %peer, service = name, error = refusal.1, "Refused to set weights.");
+                let verb = kind.as_str();
+                info!(audit = true, who = %peer, service = name, verb, error = refusal.1, "Refused a change.");
                 return refused(refusal);
             }
             match read(body).await {
-                Ok(body) => set_weights(state, peer, name, &body).await,
+                Ok(body) => rollout::act(state, peer, &name, kind, &body).await,
                 Err(refusal) => refused(refusal),
             }
         }
@@ -214,12 +227,15 @@ fn stream(state: &AdminState, line: Option<&Arc<events::Line>>) -> Answer {
 fn found(name: &str, what: Option<impl Serialize>) -> Answer {
     match what {
         Some(what) => json(StatusCode::OK, &what),
-        None => error(StatusCode::NOT_FOUND, format!("there is no service `{name}`")),
+        None => no_service(name),
     }
 }
 
 /// Runs what walks the pin table (50 ms for a million) beside this thread, which also checks endpoints.
-async fn aside(state: &Arc<AdminState>, answer: impl FnOnce(&AdminState) -> Answer + Send + 'static) -> Answer {
+pub(super) async fn aside(
+    state: &Arc<AdminState>,
+    answer: impl FnOnce(&AdminState) -> Answer + Send + 'static,
+) -> Answer {
     let state = state.clone();
     let done = tokio::task::spawn_blocking(move || answer(&state)).await;
     done.unwrap_or_else(|_| error(StatusCode::INTERNAL_SERVER_ERROR, "perch made a mistake; its log has more"))
@@ -266,61 +282,8 @@ async fn read(body: Incoming) -> Result<Bytes, Refusal> {
     }
 }
 
-async fn set_weights(state: &AdminState, peer: SocketAddr, service: String, body: &[u8]) -> Answer {
-    let Wanted { amounts, generation, reason, closed } = match weights::parse(body) {
-        Ok(wanted) => wanted,
-        Err(message) => return error(StatusCode::BAD_REQUEST, message),
-    };
-    // The writer's audit line says who changed what from what to what.
-    let verb = Verb::SetWeights { amounts, closed, on_decrease: None };
-    let change = Change { service, verb, expected: generation, who: peer.to_string(), reason, what_if: false };
-    match state.control.change(change, false).await {
-        Ok(done) => json(StatusCode::OK, &Weights::new(done.snapshot.generation, &done.after)),
-        Err(problem) => not_set(&problem),
-    }
-}
-
-fn not_set(problem: &ControlError) -> Answer {
-    let message = problem.to_string();
-    match problem {
-        ControlError::Change(ChangeError::UnknownService { .. }) => error(StatusCode::NOT_FOUND, message),
-        ControlError::Change(ChangeError::Conflict { current, .. }) => {
-            json(StatusCode::CONFLICT, &json!({ "error": message, "generation": current }))
-        }
-        ControlError::Change(ChangeError::Verb(VerbError::Reweigh(_))) => {
-            error(StatusCode::BAD_REQUEST, format!("weights: {message}"))
-        }
-        ControlError::Change(ChangeError::Verb(VerbError::UnknownVersion { .. })) => {
-            error(StatusCode::BAD_REQUEST, format!("weights: {message}"))
-        }
-        ControlError::Change(ChangeError::Verb(_)) => error(StatusCode::CONFLICT, message),
-        ControlError::Stopped | ControlError::NotStored(_) => error(StatusCode::SERVICE_UNAVAILABLE, message),
-        ControlError::Build(_) | ControlError::Change(ChangeError::Build(_)) => {
-            error(StatusCode::INTERNAL_SERVER_ERROR, message)
-        }
-    }
-}
-
-/// The answer to a write: what is in force now.
-#[derive(Debug, Serialize)]
-struct Weights<'a> {
-    generation: u64,
-    service: &'a str,
-    weights: BTreeMap<&'a str, f64>,
-    shares: BTreeMap<&'a str, f64>,
-}
-
-impl<'a> Weights<'a> {
-    fn new(generation: u64, service: &'a Service) -> Self {
-        let split = &service.policy.split;
-        let versions = || service.versions.iter().enumerate().map(|(i, v)| (i, &*v.name));
-        Self {
-            generation,
-            service: &service.name,
-            weights: versions().map(|(i, name)| (name, split.weight(i).unwrap_or_default().value())).collect(),
-            shares: versions().map(|(i, name)| (name, split.share(i))).collect(),
-        }
-    }
+fn no_service(name: &str) -> Answer {
+    error(StatusCode::NOT_FOUND, format!("there is no service `{name}`; GET /api/v1/services lists them"))
 }
 
 fn refused(Refusal(status, message): Refusal) -> Answer {
@@ -335,11 +298,11 @@ fn refused(Refusal(status, message): Refusal) -> Answer {
     answer
 }
 
-fn error(status: StatusCode, message: impl Into<String>) -> Answer {
+pub(super) fn error(status: StatusCode, message: impl Into<String>) -> Answer {
     json(status, &json!({ "error": message.into() }))
 }
 
-fn json(status: StatusCode, body: &impl Serialize) -> Answer {
+pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Answer {
     match serde_json::to_vec(body) {
         Ok(mut bytes) => {
             bytes.push(b'\n');

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::AdminState;
+use super::rollout::clients_left;
 use super::services::Observed;
 use crate::metrics::{self, Kind, Metric};
 use crate::state::health::Condition;
@@ -25,12 +26,15 @@ fn picture(text: &mut Text, state: &AdminState) {
     let now = state.clock.now();
     let observed = Observed::of(state, &snapshot.services);
     let (mut weights, mut clients, mut endpoints) = (Samples::new(), Samples::new(), Samples::new());
+    let mut left = Samples::new();
     let (mut shares, mut lows, mut highs) = (Samples::new(), Samples::new(), Samples::new());
     for service in &snapshot.services {
+        let held = clients_left(&state.pins, service, now);
         for (i, version) in service.versions.iter().enumerate() {
             let labels = [("service", &*service.name), ("version", &*version.name)];
             weights.push(sample(&labels, service.policy.split.share(i)));
             clients.push(sample(&labels, float(observed.clients(version))));
+            left.push(sample(&labels, float(held.get(i).copied().unwrap_or_default())));
             let units =
                 [("clients", observed.client_share(service, i)), ("requests", observed.request_share(service, i))];
             for (unit, share) in units {
@@ -53,6 +57,7 @@ fn picture(text: &mut Text, state: &AdminState) {
     text.family(metrics::SPLIT_OBSERVED_LOW, &lows);
     text.family(metrics::SPLIT_OBSERVED_HIGH, &highs);
     text.family(metrics::SPLIT_CLIENTS, &clients);
+    text.family(metrics::SPLIT_CLIENTS_LEFT, &left);
     text.family(metrics::ENDPOINTS, &endpoints);
     text.value(metrics::AFFINITY_ENTRIES, float(state.pins.len()));
     text.value(metrics::AFFINITY_EVICTIONS, float(state.pins.evictions()));

@@ -1,5 +1,5 @@
-//! The admin listener: health, metrics, the configuration in force, the services, explain, setting weights, and the
-//! dashboard with its events.
+//! The admin listener: health, metrics, the configuration in force, the services, explain, the verbs of a rollout, and
+//! the dashboard with its events.
 //!
 //! It runs beside the controller, on a thread that no request uses, and has a connection budget of its own: a scrape or
 //! a slow reader never delays a request, and a flood of requests never hides the metrics. It reads snapshots and asks
@@ -35,8 +35,8 @@ mod page;
 mod process;
 mod query;
 mod recent;
+mod rollout;
 mod services;
-mod weights;
 
 use self::events::{Events, Line};
 use self::process::IsLoopback;

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use super::explain::Query;
+use crate::decide::reweigh::Amount;
 
 /// `%41` is `A`, and in a query `+` is a space. `None` when an escape is broken or the result is not UTF-8.
 pub(super) fn decode(text: &str, is_query: bool) -> Option<String> {
@@ -57,6 +58,19 @@ pub(super) fn explain(query: &str) -> Result<Query, String> {
         *slot = slot.take().filter(|v| !v.is_empty());
     }
     Ok(asked)
+}
+
+/// The question of `/api/v1/services/{name}/what-if?canary=25%25`: amounts by version name.
+pub(super) fn amounts(query: &str) -> Result<Vec<(String, Amount)>, String> {
+    let pairs = query.split('&').filter(|p| !p.is_empty());
+    let amount = |pair: &str| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let broken = || format!("{pair}: a broken escape; write % as %25");
+        let (name, value) = decode(name, true).zip(decode(value, true)).ok_or_else(broken)?;
+        let amount = value.parse().map_err(|error| format!("{name}: {error}"))?;
+        Ok((name, amount))
+    };
+    pairs.map(amount).collect()
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::AdminState;
 use super::process::{self, Process};
 use super::recent::Figures;
+use super::rollout::Shape;
 use crate::config::Affinity;
 use crate::decide::WhenEmpty;
 use crate::decide::stats::{Share, interval, wilson};
@@ -34,6 +35,7 @@ pub(super) struct Service {
     /// Clients that were served by another version than last time, by reason, since the process began.
     flips: BTreeMap<&'static str, u64>,
     versions: Vec<Version>,
+    rollout: Shape,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -113,7 +115,7 @@ struct Endpoint {
 pub(super) fn all(state: &AdminState) -> Services {
     let snapshot = state.published.load();
     let (now, observed) = (state.clock.now(), Observed::of(state, &snapshot.services));
-    let services = snapshot.services.iter().map(|s| shape(state, s, &observed, now)).collect();
+    let services = snapshot.services.iter().map(|s| shape(state, &snapshot, s, &observed, now)).collect();
     Services { generation: snapshot.generation, process: process::shape(state), services }
 }
 
@@ -121,7 +123,7 @@ pub(super) fn all(state: &AdminState) -> Services {
 pub(super) fn one(state: &AdminState, name: &str) -> Option<Service> {
     let snapshot = state.published.load();
     let found = find(&snapshot, name)?;
-    Some(shape(state, found, &Observed::of(state, std::slice::from_ref(found)), state.clock.now()))
+    Some(shape(state, &snapshot, found, &Observed::of(state, std::slice::from_ref(found)), state.clock.now()))
 }
 
 /// The service of that name.
@@ -129,7 +131,13 @@ pub(super) fn find<'a>(snapshot: &'a Snapshot, name: &str) -> Option<&'a Arc<sna
     snapshot.services.iter().find(|s| &*s.name == name)
 }
 
-fn shape(state: &AdminState, service: &snapshot::Service, observed: &Observed, now: u64) -> Service {
+fn shape(
+    state: &AdminState,
+    snapshot: &Snapshot,
+    service: &snapshot::Service,
+    observed: &Observed,
+    now: u64,
+) -> Service {
     let split = &service.policy.split;
     let versions = service.versions.iter().enumerate().map(|(i, version)| Version {
         name: version.name.to_string(),
@@ -158,6 +166,7 @@ fn shape(state: &AdminState, service: &snapshot::Service, observed: &Observed, n
         clients: service.versions.iter().map(|v| observed.clients(v)).sum(),
         flips: service.metrics.flips().map(|(reason, count)| (reason.as_str(), count)).collect(),
         versions: versions.collect(),
+        rollout: Shape::new(state, snapshot, service, now),
     }
 }
 

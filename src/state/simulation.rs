@@ -106,7 +106,7 @@ impl World {
         let verb = match self.dice.roll(12) {
             0 => Verb::Abort,
             1 => Verb::Pause,
-            2 | 3 => Verb::Resume,
+            2 | 3 => Verb::Resume { skip: false },
             4 => Verb::Undo { to_revision: None, on_decrease: None },
             _ => {
                 let on_decrease = (self.dice.roll(3) == 0).then(|| self.dice.rule());

@@ -200,7 +200,12 @@ fn a_write_leaves_a_line_that_says_who_and_why() {
 
     eventually(PATIENCE, || {
         let log = perch.stderr() + &perch.stdout();
-        log.lines().any(|l| l.contains("Set weights") && l.contains("127.0.0.1:") && l.contains("looks good"))
+        log.lines().any(|l| {
+            l.contains("Changed a rollout")
+                && l.contains("set-weight")
+                && l.contains("127.0.0.1:")
+                && l.contains("looks good")
+        })
     });
 }
 

@@ -34,7 +34,7 @@ fn set_draining(name: &str, amount: &str, minutes: u64) -> Verb {
 }
 
 const UNDO: Verb = Verb::Undo { to_revision: None, on_decrease: None };
-const PROMOTE: Verb = Verb::Promote { version: None, force: false, on_decrease: None };
+const PROMOTE: Verb = Verb::Promote { version: None, force: false, guarded: false, on_decrease: None };
 
 /// Applies verbs in a row, a minute apart.
 fn after(sides: &[Side<'_>], verbs: &[Verb]) -> Rollout {
@@ -130,7 +130,7 @@ fn undo_of_a_promotion_brings_the_stable_side_back() {
 fn undo_looks_behind_revisions_with_the_same_weights() {
     let sides = sides(&[("stable", 90.0), ("canary", 10.0)]);
 
-    let undone = after(&sides, &[set("canary", "50"), Verb::Pause, Verb::Resume, UNDO]);
+    let undone = after(&sides, &[set("canary", "50"), Verb::Pause, Verb::Resume { skip: false }, UNDO]);
 
     assert_eq!(undone.weights["canary"].value(), 10.0);
 }
@@ -169,7 +169,7 @@ fn while_paused_only_abort_and_resume_go() {
     }
     let aborted = apply(&paused, &Verb::Abort, &at(&sides, 0)).unwrap();
     assert!(aborted.paused.is_some() && aborted.weights["canary"].is_zero());
-    assert!(apply(&aborted, &Verb::Resume, &at(&sides, 0)).unwrap().paused.is_none());
+    assert!(apply(&aborted, &Verb::Resume { skip: false }, &at(&sides, 0)).unwrap().paused.is_none());
 }
 
 #[test]
@@ -178,7 +178,9 @@ fn a_verb_that_changes_nothing_makes_no_revision() {
     let start = after(&sides, &[]);
     let paused = after(&sides, &[Verb::Pause]);
 
-    for verb in [set("canary", "10"), set("canary", "10%"), Verb::Resume, switch("stable", OnDecrease::Evict)] {
+    for verb in
+        [set("canary", "10"), set("canary", "10%"), Verb::Resume { skip: false }, switch("stable", OnDecrease::Evict)]
+    {
         let next = apply(&start, &verb, &at(&sides, 0)).unwrap();
         assert_eq!(next == start, !matches!(verb, Verb::Switch { .. }), "{verb:?}");
     }
@@ -216,7 +218,7 @@ fn who_is_held_while_a_version_drains_is_held_longer_by_a_pause() {
     assert_eq!(draining.drains, [Drain { version: "canary".into(), until_millis: Some(11 * MINUTE) }]);
 
     let paused = apply(&draining, &Verb::Pause, &at(&sides, 2 * MINUTE)).unwrap();
-    let resumed = apply(&paused, &Verb::Resume, &at(&sides, 7 * MINUTE)).unwrap();
+    let resumed = apply(&paused, &Verb::Resume { skip: false }, &at(&sides, 7 * MINUTE)).unwrap();
 
     assert_eq!(resumed.drains[0].until_millis, Some(16 * MINUTE));
 }
@@ -241,7 +243,7 @@ fn paused_the_files_weights_wait_for_resume() {
     let followed = paused.follow(&at(&now, 0), false);
     assert_eq!(followed, paused);
     assert!(followed.waiting(&at(&now, 0).file()));
-    let resumed = apply(&followed, &Verb::Resume, &at(&now, 0)).unwrap();
+    let resumed = apply(&followed, &Verb::Resume { skip: false }, &at(&now, 0)).unwrap();
 
     assert_eq!(weights(&resumed), [("canary", 20.0), ("stable", 80.0)]);
     assert!(!resumed.waiting(&at(&now, 0).file()));
@@ -284,7 +286,7 @@ fn a_ramp_moves_its_state_and_the_weights_in_one_revision() {
 #[test]
 fn the_document_survives_its_way_through_json() {
     let sides = sides(&[("stable", 90.5), ("canary", 0.000_001)]);
-    let verbs = [set_draining("canary", "0", 1), Verb::Pause, Verb::Resume, PROMOTE, UNDO];
+    let verbs = [set_draining("canary", "0", 1), Verb::Pause, Verb::Resume { skip: false }, PROMOTE, UNDO];
     let rollouts = Rollouts::default().with("hello", after(&sides, &verbs));
 
     let text = serde_json::to_string(&rollouts).unwrap();
@@ -316,9 +318,14 @@ fn any_verb() -> impl Strategy<Value = Verb> {
     prop_oneof![
         Just(Verb::Abort),
         Just(Verb::Pause),
-        Just(Verb::Resume),
+        Just(Verb::Resume { skip: false }),
         (named.clone(), 0u64..100).prop_map(|(version, s)| Verb::Drain { version, deadline: Duration::from_secs(s) }),
-        (named, any::<bool>()).prop_map(|(version, force)| Verb::Promote { version, force, on_decrease: None }),
+        (named, any::<bool>()).prop_map(|(version, force)| Verb::Promote {
+            version,
+            force,
+            guarded: false,
+            on_decrease: None
+        }),
         (version.clone(), 0u32..120, prop::option::of(rule.clone())).prop_map(|(version, percent, on_decrease)| {
             let amount = Amount::percent(f64::from(percent.min(100))).unwrap();
             Verb::SetWeights { amounts: vec![(version.to_owned(), amount)], closed: false, on_decrease }
@@ -348,7 +355,7 @@ proptest! {
             prop_assert!(next.revision() == rollout.revision() + u64::from(next != rollout), "{:?}", verb);
             prop_assert!(next.history.iter().zip(next.history.iter().skip(1)).all(|(a, b)| a.revision + 1 == b.revision));
             prop_assert!(next.drains.iter().all(|d| next.weights.contains_key(&d.version)));
-            if was_paused && !matches!(verb, Verb::Abort | Verb::Resume) {
+            if was_paused && !matches!(verb, Verb::Abort | Verb::Resume { .. }) {
                 prop_assert_eq!(&next, &rollout);
             }
             if matches!(verb, Verb::Abort) {
@@ -366,7 +373,7 @@ proptest! {
         for verb in &verbs {
             rollout = apply(&rollout, verb, &at(&sides, 0)).unwrap_or(rollout);
         }
-        rollout = apply(&rollout, &Verb::Resume, &at(&sides, 0)).unwrap();
+        rollout = apply(&rollout, &Verb::Resume { skip: false }, &at(&sides, 0)).unwrap();
         let wanted = pick.get(&rollout.history).clone();
 
         let undone = apply(&rollout, &Verb::Undo { to_revision: Some(wanted.revision), on_decrease: None }, &at(&sides, 0)).unwrap();

@@ -20,11 +20,21 @@ pub enum Verb {
     /// Nothing changes until `resume`.
     Pause,
     /// The version takes all and is the stable one from now on.
-    Promote { version: Option<String>, force: bool, on_decrease: Option<OnDecrease> },
+    Promote {
+        version: Option<String>,
+        /// Without usable endpoints too.
+        force: bool,
+        /// By the service's ramp, step by step.
+        guarded: bool,
+        on_decrease: Option<OnDecrease>,
+    },
     /// What the runner of a ramp does, in one write.
     Ramp(RampMove),
     /// After `pause`. File weights that waited come into force.
-    Resume,
+    Resume {
+        /// The ramp goes on with its next step.
+        skip: bool,
+    },
     SetWeights {
         amounts: Vec<(String, Amount)>,
         /// Allows all weights to be 0.
@@ -48,7 +58,7 @@ impl Verb {
             Self::Pause => Word::Pause,
             Self::Promote { .. } => Word::Promote,
             Self::Ramp(ramp) => ramp.word,
-            Self::Resume => Word::Resume,
+            Self::Resume { .. } => Word::Resume,
             Self::SetWeights { .. } => Word::SetWeight,
             Self::Switch { .. } => Word::Switch,
             Self::Undo { .. } => Word::Undo,
@@ -75,6 +85,10 @@ pub enum VerbError {
     Empty { version: String, usable: usize, needed: usize },
     #[error("revision {revision} has weight only on versions that are gone ({gone}); undo to another")]
     Gone { revision: u64, gone: String },
+    #[error("there is no ramp under way")]
+    NoRamp,
+    #[error("no steps of a guarded ramp are configured; write them under rollout.steps of the service")]
+    NoSteps,
     #[error("there is nothing to undo: no earlier revision has other weights")]
     NothingToUndo,
     #[error("the rollout is paused by {who}{}; resume it first", because(.reason.as_deref()))]
@@ -107,7 +121,12 @@ pub fn apply(rollout: &Rollout, verb: &Verb, cx: &Context<'_>) -> Result<Rollout
             next.paused = Some(Paused { at_millis: cx.at, who: cx.who.to_owned(), reason });
             next.note(cx, Word::Pause, None);
         }
-        Verb::Resume => resume(&mut next, cx),
+        Verb::Resume { skip } => {
+            if *skip && rollout.ramp.is_none() {
+                return Err(VerbError::NoRamp);
+            }
+            resume(&mut next, cx);
+        }
         Verb::Ramp(step) => ramp(&mut next, step, cx)?,
         _ if rollout.paused.is_some() => return Err(paused(rollout)),
         Verb::Drain { version, deadline } => {
@@ -115,7 +134,8 @@ pub fn apply(rollout: &Rollout, verb: &Verb, cx: &Context<'_>) -> Result<Rollout
             let weights = set(rollout, &[(version, Amount::Share(0.0))], false, cx)?;
             set_by_hand(&mut next, cx, Word::Drain, weights, OnDecrease::Drain { deadline: *deadline });
         }
-        Verb::Promote { version, force, on_decrease } => {
+        Verb::Promote { guarded: true, .. } => return Err(VerbError::NoSteps),
+        Verb::Promote { version, force, guarded: false, on_decrease } => {
             let version = canary(rollout, version.as_deref(), cx)?;
             let weights = everything(rollout, &version, *force, 1, cx)?;
             next.stable = version;

@@ -1,0 +1,111 @@
+//! What `/api/v1/services` says of a service's rollout, and `/api/v1/services/{name}/history`.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::moves::clients_left;
+use crate::admin::AdminState;
+use crate::decide::Hold;
+use crate::decide::rollout::{OnDecrease, Paused, Revision, Weights};
+use crate::state::snapshot::{Service, Snapshot};
+
+/// Beside the versions of a service.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(in crate::admin) struct Shape {
+    /// The number of the last entry in the history.
+    revision: u64,
+    /// Of the document with all services.
+    sequence: u64,
+    paused: Option<Paused>,
+    /// The version that `abort` returns to.
+    stable: String,
+    source: Source,
+    file_weights: Weights,
+    /// The file's weights that come into force with `resume`.
+    waiting: Option<Weights>,
+    drains: Vec<Drain>,
+}
+
+/// Whose weights are in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Source {
+    File,
+    Verbs,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Drain {
+    version: String,
+    /// `None`: no deadline, or it stands still while the service is paused.
+    deadline_seconds: Option<u64>,
+    clients_left: usize,
+}
+
+impl Shape {
+    pub(in crate::admin) fn new(state: &AdminState, snapshot: &Snapshot, service: &Service, now: u64) -> Self {
+        let file_weights: Weights = service.config.versions.iter().map(|v| (v.name.to_string(), v.weight)).collect();
+        let rollout = snapshot.rollouts.services.get(&*service.name);
+        let in_force: Weights = std::iter::zip(&service.versions, service.policy.split.weights())
+            .map(|(v, weight)| (v.name.to_string(), weight))
+            .collect();
+        let is_waiting = rollout.is_some_and(|r| r.waiting(&file_weights));
+        let holds = &service.policy.holds;
+        let left = clients_left(&state.pins, service, now);
+        let drains = std::iter::zip(&service.versions, holds).zip(&left).filter_map(|((version, hold), clients)| {
+            let deadline_seconds = match hold {
+                Hold::None => return None,
+                Hold::Until(deadline) => Some(deadline.saturating_sub(now).div_ceil(1000)),
+                Hold::Frozen => None,
+            };
+            Some(Drain { version: version.name.to_string(), deadline_seconds, clients_left: *clients })
+        });
+        Self {
+            revision: rollout.map_or(0, |r| r.revision()),
+            sequence: snapshot.rollouts.sequence,
+            paused: rollout.and_then(|r| r.paused.clone()),
+            stable: rollout.map(|r| r.stable.clone()).unwrap_or_default(),
+            source: if in_force == file_weights { Source::File } else { Source::Verbs },
+            waiting: is_waiting.then(|| file_weights.clone()),
+            file_weights,
+            drains: drains.collect(),
+        }
+    }
+}
+
+/// An entry of the history.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(in crate::admin) struct Entry<'a> {
+    revision: u64,
+    at: u64,
+    who: &'a str,
+    verb: &'static str,
+    reason: Option<&'a str>,
+    weights: BTreeMap<&'a str, f64>,
+    stable: &'a str,
+    on_decrease: Option<OnDecrease>,
+    current: bool,
+}
+
+/// Newest first.
+pub(in crate::admin) fn history(revisions: &[Revision]) -> Vec<Entry<'_>> {
+    revisions.iter().rev().enumerate().map(|(n, revision)| entry(revision, n == 0)).collect()
+}
+
+fn entry(r: &Revision, current: bool) -> Entry<'_> {
+    Entry {
+        revision: r.revision,
+        at: r.at,
+        who: &r.who,
+        verb: r.verb.as_str(),
+        reason: r.reason.as_deref(),
+        weights: r.weights.iter().map(|(name, w)| (&**name, w.value())).collect(),
+        stable: &r.stable,
+        on_decrease: r.on_decrease,
+        current,
+    }
+}
