@@ -6,10 +6,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::model::{
-    AccessLog, Admin, Affinity, Drain, Ejection, ListenerLimits, ListenerTimeouts, LogFormat, Pins, Retries,
+    AccessLog, Admin, Affinity, Drain, Ejection, ListenerLimits, ListenerTimeouts, LogFormat, Pins, Retries, Rollout,
     ServiceLimits, ServiceTimeouts,
 };
 use crate::decide::KeyPrefix;
+use crate::decide::guard::Rules;
 
 /// Envoy's edge advice for all downstream connections.
 pub(super) const MAX_CONNECTIONS: usize = 50_000;
@@ -117,5 +118,19 @@ impl Default for ServiceLimits {
 impl Default for Ejection {
     fn default() -> Self {
         Self { consecutive_failures: 5, duration: Duration::from_secs(10), max_percent: 50 }
+    }
+}
+
+impl Default for Rollout {
+    /// A pod that has just come is slow for a while, and the one it replaces takes some time to go.
+    fn default() -> Self {
+        Self {
+            min_ready: 1,
+            settle: Duration::from_secs(10),
+            steps: Vec::new(),
+            guard: Rules::default(),
+            webhook: None,
+            start: None,
+        }
     }
 }

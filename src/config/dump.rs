@@ -8,12 +8,14 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::model::{
-    Affinity, Config, EndpointTls, HealthCheck, KubernetesPort, Listener, LogFormat, OnDecrease, PathMatch, Route,
-    Secret, Service, TlsVersion, Version,
+    Affinity, Config, EndpointTls, HealthCheck, KubernetesPort, Listener, LogFormat, OnDecrease, PathMatch, Rollout,
+    Route, Secret, Service, TlsVersion, Version,
 };
+use super::rollout::percent;
 use super::scalar::duration_text;
 use super::transport;
 use crate::decide::WhenEmpty;
+use crate::decide::ramp::Step;
 
 /// Stands where a secret was.
 pub const REDACTED: &str = "[redacted]";
@@ -205,7 +207,32 @@ fn service(service: &Service) -> Value {
                 "maxPercent": service.ejection.max_percent,
             })),
         ),
+        ("rollout", some(rollout(&service.rollout))),
         ("versions", some(service.versions.iter().map(version).collect::<Value>())),
+    ])
+}
+
+fn rollout(rollout: &Rollout) -> Value {
+    let is_ramp = !rollout.steps.is_empty();
+    let step = |s: &Step| json!({ "weight": percent(s.share), "hold": time(s.hold) });
+    let guard = || {
+        let rules = &rollout.guard;
+        object([
+            ("minRequests", some(rules.min_requests)),
+            ("falseAborts", some(percent(rules.false_aborts))),
+            ("errorTolerance", some(percent(rules.error_tolerance))),
+            ("latencyTolerance", some(percent(rules.latency_tolerance))),
+            ("maxErrorRatio", rules.max_error_ratio.map(|ratio| percent(ratio).into())),
+            ("maxP99", rules.max_p99.map(|limit| time(limit).into())),
+        ])
+    };
+    object([
+        ("minReady", some(rollout.min_ready)),
+        ("settle", is_ramp.then(|| time(rollout.settle).into())),
+        ("steps", is_ramp.then(|| rollout.steps.iter().map(step).collect())),
+        ("guard", is_ramp.then(guard)),
+        ("webhook", rollout.webhook.as_ref().map(|uri| uri.to_string().into())),
+        ("start", rollout.start.as_ref().map(|s| json!({ "version": &*s.version, "id": s.id }))),
     ])
 }
 

@@ -17,6 +17,7 @@ mod kubernetes;
 mod listeners;
 pub mod model;
 mod problem;
+mod rollout;
 mod routes;
 mod scalar;
 mod services;

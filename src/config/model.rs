@@ -6,10 +6,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Uri;
 use http::header::HeaderName;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::decide::guard::Rules;
+use crate::decide::ramp::{Plan, Step};
 pub use crate::decide::rollout::OnDecrease;
 pub use crate::decide::route::{Hostname, PathMatch};
 pub use crate::decide::slices::Port as KubernetesPort;
@@ -204,6 +207,7 @@ pub struct Service {
     pub limits: ServiceLimits,
     pub health: Option<HealthCheck>,
     pub ejection: Ejection,
+    pub rollout: Rollout,
     pub versions: Vec<Version>,
 }
 
@@ -288,6 +292,40 @@ pub struct Ejection {
     pub duration: Duration,
     /// Of a version's endpoints, 0 to 100; at least one always stays.
     pub max_percent: u8,
+}
+
+/// How a version takes over.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rollout {
+    /// Usable endpoints that a version needs before everyone is sent there.
+    pub min_ready: usize,
+    /// After endpoints have changed, a ramp waits so long.
+    pub settle: Duration,
+    /// Ascending, the last one 100%; empty: no guarded ramp.
+    pub steps: Vec<Step>,
+    pub guard: Rules,
+    /// Told of the end of a ramp.
+    pub webhook: Option<Uri>,
+    /// Begins a ramp when it is new.
+    pub start: Option<Start>,
+}
+
+impl Rollout {
+    /// What a ramp goes by, if there are steps.
+    #[must_use]
+    pub fn plan(&self) -> Option<Plan> {
+        let Self { min_ready, settle, steps, guard, .. } = self;
+        let plan = || Plan { steps: steps.clone(), guard: guard.clone(), min_ready: *min_ready, settle: *settle };
+        (!steps.is_empty()).then(plan)
+    }
+}
+
+/// A ramp that the configuration asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Start {
+    pub version: Arc<str>,
+    /// Each new one begins a ramp, once.
+    pub id: String,
 }
 
 /// One side of the split.

@@ -15,6 +15,7 @@ use super::model::{
     Affinity, Ejection, EndpointAddress, HealthCheck, KubernetesService, OnDecrease, Overrides, Retries, Secret,
     Service, ServiceLimits, ServiceTimeouts, Version,
 };
+use super::rollout;
 use super::scalar::{self, shown};
 use super::transport;
 use crate::decide::{KeyPrefix, Weight, WhenEmpty};
@@ -54,6 +55,7 @@ fn service(node: &Node<'_>, names: &mut Names) -> Option<(Option<String>, Option
         node.warn("has no effect with affinity None, as nobody is remembered; write evict, or affinity ClientIP");
     }
     let overrides = map.take("overrides").and_then(|n| overrides(&n, versions.as_deref()));
+    let rollout = map.take("rollout").map(|n| rollout::decode(&n, versions.as_deref())).unwrap_or_default();
     let when_empty = [("fallback", WhenEmpty::Fallback), ("fail", WhenEmpty::Fail)];
     let service = Service {
         name: name.as_deref().unwrap_or_default().into(),
@@ -70,6 +72,7 @@ fn service(node: &Node<'_>, names: &mut Names) -> Option<(Option<String>, Option
         limits: map.take("limits").map_or_else(ServiceLimits::default, |n| limits(&n)),
         health: map.take("health").and_then(|n| health(&n)),
         ejection: map.take("ejection").map_or_else(Ejection::default, |n| ejection(&n)),
+        rollout,
         versions: Vec::new(),
     };
     map.finish();
