@@ -188,7 +188,11 @@ async fn handle(session: &Rc<Session>, request: Request<Incoming>, stream: Activ
         Ok(plan) => plan,
         Err(instead) => {
             worker.buffers.recycle(out);
-            entry.words_of(parts.method.as_str().as_bytes(), target.as_bytes(), authority);
+            entry.words_of(
+                parts.method.as_str().as_bytes(),
+                target.as_bytes(),
+                authority.unwrap_or_default().as_bytes(),
+            );
             let response = match instead {
                 Instead::Refuse(reason) => {
                     entry.status = reason.status();

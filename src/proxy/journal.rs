@@ -105,24 +105,26 @@ impl Entry {
 
     /// The client's head, when it got no further: as much of it as is worth a log line.
     pub(crate) fn raw_head(&mut self, head: &[u8]) {
-        let line = head.split(|b| *b == b'\r' || *b == b'\n').next().unwrap_or_default();
-        let mut words = line.split(|b| *b == b' ');
+        let mut lines = head.split(|b| *b == b'\r' || *b == b'\n');
+        let mut words = lines.next().unwrap_or_default().split(|b| *b == b' ');
         let method = words.next().unwrap_or_default();
         let target = words.next().unwrap_or_default();
         self.is_head = method == b"HEAD";
         self.method = method_label(method);
-        self.words_of(method, target, None);
+        let is_host = |line: &&[u8]| line.get(..5).is_some_and(|name| name.eq_ignore_ascii_case(b"host:"));
+        let host = lines.find(is_host).and_then(|line| line.get(5..)).unwrap_or_default().trim_ascii();
+        self.words_of(method, target, host);
     }
 
     /// Words of a refused request.
-    pub(crate) fn words_of(&mut self, method: &[u8], target: &[u8], host: Option<&str>) {
+    pub(crate) fn words_of(&mut self, method: &[u8], target: &[u8], host: &[u8]) {
         self.method = method_label(method);
         if self.is_logged {
             let path = target.split(|b| *b == b'?').next().unwrap_or_default();
             // A log line is no place for a whole attack.
             let short = |b: &[u8]| String::from_utf8_lossy(b.get(..256).unwrap_or(b)).into_owned();
-            let host = host.unwrap_or_default().to_owned();
-            self.words = Some(Box::new(Words { method: short(method), host, path: short(path), ..Words::default() }));
+            let (method, host, path) = (short(method), short(host), short(path));
+            self.words = Some(Box::new(Words { method, host, path, ..Words::default() }));
         }
     }
 
@@ -163,15 +165,14 @@ impl Entry {
     pub(crate) fn finish(self, worker: &Worker, connection: &Connection) {
         let duration = self.started.elapsed();
         let version = self.served_by.as_ref().and_then(|s| s.service.versions.get(s.version));
-        match (version, self.reason) {
-            (Some(version), _) => {
-                version.metrics.request(self.method, self.status, duration.as_secs_f64());
-                if let Some(has_failed) = self.judge() {
-                    version.metrics.outcome(duration, has_failed);
-                }
+        if let Some(reason) = self.reason {
+            metrics::rejected(reason);
+        }
+        if let Some(version) = version {
+            version.metrics.request(self.method, self.status, duration.as_secs_f64());
+            if let Some(has_failed) = self.judge() {
+                version.metrics.outcome(duration, has_failed);
             }
-            (None, Some(reason)) => metrics::rejected(reason),
-            (None, None) => {}
         }
         if !self.is_logged {
             return;

@@ -250,6 +250,7 @@ fn the_access_log_tells_what_became_of_each_request() {
         (&json!("/version"), &json!("hello"), &json!(1))
     );
     assert_eq!((&refused["path"], &refused["reason"]), (&json!("/a%0ab"), &json!("no-route")));
+    assert_eq!(refused["host"], "other.example");
 }
 
 #[test]
