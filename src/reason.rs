@@ -126,6 +126,7 @@ impl Reason {
                 | Self::Bad101
                 | Self::UpstreamTruncated
                 | Self::UpstreamStalled
+                | Self::Overflow
                 | Self::RetryBudget
         )
     }

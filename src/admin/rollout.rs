@@ -133,10 +133,13 @@ const fn status(problem: &ControlError) -> StatusCode {
                 VerbError::UnknownRevision { .. } | VerbError::UnknownVersion { .. } => StatusCode::NOT_FOUND,
                 VerbError::Empty { .. }
                 | VerbError::Gone { .. }
+                | VerbError::IsStable { .. }
                 | VerbError::NoRamp
                 | VerbError::NoSteps
                 | VerbError::NothingToUndo
-                | VerbError::Paused { .. } => StatusCode::CONFLICT,
+                | VerbError::Paused { .. }
+                | VerbError::RampChanged
+                | VerbError::RampUnderWay { .. } => StatusCode::CONFLICT,
             },
         },
         ControlError::NotStored(_) | ControlError::Stopped => StatusCode::SERVICE_UNAVAILABLE,

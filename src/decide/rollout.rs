@@ -10,7 +10,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use self::drains::{Drain, OnDecrease};
-use super::ramp::RampState;
+use super::ramp::{Plan, RampState};
 use super::split::Weight;
 
 mod drains;
@@ -165,6 +165,8 @@ pub struct Context<'a> {
     pub rule: OnDecrease,
     /// Usable endpoints that a version needs before everyone is sent there.
     pub min_ready: usize,
+    /// Of a guarded ramp, where one is configured.
+    pub plan: Option<&'a Plan>,
 }
 
 impl Context<'_> {
@@ -212,7 +214,7 @@ impl Rollout {
         }
         next.configured.clone_from(&file);
         // A ramp that was under way had other weights in mind.
-        next.ramp = None;
+        next.end_ramp(cx, Word::File);
         next.stable = first_stable(cx.sides, &file);
         next.turn(cx, file, cx.rule);
         next.note(cx, Word::File, Some(cx.rule));
@@ -245,6 +247,19 @@ impl Rollout {
     #[must_use]
     pub fn was_aborted_since(&self, revision: u64) -> bool {
         self.history.iter().any(|r| r.revision > revision && r.verb == Word::Abort)
+    }
+
+    /// A ramp moves the weights.
+    #[must_use]
+    pub fn has_ramp(&self) -> bool {
+        self.ramp.as_ref().is_some_and(|ramp| ramp.phase.is_under_way())
+    }
+
+    /// Something else than the ramp moves the weights now. What it was stays to be read.
+    fn end_ramp(&mut self, cx: &Context<'_>, verb: Word) {
+        if let Some(ramp) = &mut self.ramp {
+            *ramp = ramp.ended(&format!("ended by {} ({})", verb.as_str(), cx.who));
+        }
     }
 
     /// Other weights, and what becomes of those who lose their version.

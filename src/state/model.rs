@@ -219,10 +219,11 @@ impl Model {
     /// Nothing fails from here on.
     fn commit(&mut self, next: Arc<Snapshot>) {
         self.leaving.extend(leaving(&self.last, &next));
-        let rollout = |of: &Snapshot, name: &str| of.rollouts.services.get(name).cloned();
+        // Not the whole rollout: a ramp notes how far it is, which is no news to whoever looked before.
+        let revision = |of: &Snapshot, name: &str| of.rollouts.services.get(name).map(|rollout| rollout.revision());
         for service in &next.services {
             let is_same = self.last.services.iter().any(|s| s.id == service.id && s.epoch == service.epoch);
-            if !is_same || rollout(&self.last, &service.name) != rollout(&next, &service.name) {
+            if !is_same || revision(&self.last, &service.name) != revision(&next, &service.name) {
                 self.moved_at.insert(service.id, next.generation);
             }
         }

@@ -45,6 +45,10 @@ impl Writer {
                 self.model.put(staged.clone());
                 self.publish();
             }
+            // How far a ramp is, every few seconds, is nothing that anybody did.
+            if change.is_note() {
+                return Ok(done(self.model.snapshot(), &staged));
+            }
             let snapshot = self.model.snapshot();
             let (before, after) = (shown_weights(&staged.before), shown_weights(&staged.after));
             let (generation, revision, changed) = (snapshot.generation, staged.revision, staged.is_change());

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::verb::{RampMove, Verb, VerbError, apply};
 use super::*;
 use crate::decide::guard::Rules;
-use crate::decide::ramp::Plan;
+use crate::decide::ramp::{Plan, Step};
 use crate::decide::reweigh::Amount;
 
 const MINUTE: u64 = 60_000;
@@ -15,7 +15,7 @@ fn sides<'a>(weights: &[(&'a str, f64)]) -> Vec<Side<'a>> {
 }
 
 fn at<'a>(sides: &'a [Side<'a>], at: u64) -> Context<'a> {
-    Context { at, who: "test", reason: None, sides, rule: OnDecrease::Evict, min_ready: 1 }
+    Context { at, who: "test", reason: None, sides, rule: OnDecrease::Evict, min_ready: 1, plan: None }
 }
 
 fn weights(rollout: &Rollout) -> Vec<(&str, f64)> {
@@ -258,29 +258,104 @@ fn versions_that_came_while_paused_get_nobody_unless_nobody_is_left() {
     assert_eq!(paused.weights_of(file(&["c", "d"])), [Weight::ONE, Weight::ONE]);
 }
 
+fn plan() -> Plan {
+    let step = |share| Step { share, hold: Duration::from_secs(60) };
+    Plan { steps: vec![step(0.1), step(0.5), step(1.0)], guard: Rules::default(), min_ready: 1, settle: Duration::ZERO }
+}
+
+fn guarded(version: Option<&str>) -> Verb {
+    Verb::Promote { version: version.map(str::to_owned), force: false, guarded: true, on_decrease: None }
+}
+
+/// Of a ramp that has begun.
+fn ramping<'a>(sides: &'a [Side<'a>], plan: &'a Plan) -> (Rollout, Context<'a>) {
+    let cx = Context { plan: Some(plan), ..at(sides, 0) };
+    (apply(&Rollout::start(&cx), &guarded(None), &cx).unwrap(), cx)
+}
+
+fn step(from: &Rollout, seconds: u64, share: Option<f64>, word: Word) -> Verb {
+    let expected = from.ramp.clone().unwrap();
+    let state = RampState { elapsed: Duration::from_secs(seconds), ..expected.clone() };
+    let amounts = share.map(|share| ("canary".to_owned(), Amount::Share(share))).into_iter().collect();
+    Verb::Ramp(Box::new(RampMove { expected, state, amounts, word }))
+}
+
 #[test]
 fn a_ramp_moves_its_state_and_the_weights_in_one_revision() {
-    let sides = sides(&[("stable", 90.0), ("canary", 0.0)]);
-    let plan = Plan { steps: Vec::new(), guard: Rules::default(), min_ready: 1, settle: Duration::ZERO };
-    let begun = RampState::begin(plan, "canary", "stable", 0.0, None).0;
-    let state = |n: u64| Some(RampState { elapsed: Duration::from_secs(n), ..begun.clone() });
-    let step = |n: u64, amounts: Vec<(String, Amount)>, word| Verb::Ramp(RampMove { state: state(n), amounts, word });
-    let to = |share| vec![("canary".to_owned(), Amount::Share(share))];
+    let (sides, plan) = (sides(&[("stable", 90.0), ("canary", 0.0)]), plan());
+    let (begun, cx) = ramping(&sides, &plan);
+    let elapsed = |rollout: &Rollout| rollout.ramp.as_ref().unwrap().elapsed.as_secs();
 
-    let begun = after(&sides, &[step(1, to(0.1), Word::Ramp)]);
-    let noted = apply(&begun, &step(2, Vec::new(), Word::Ramp), &at(&sides, 0)).unwrap();
-    let paused = apply(&noted, &Verb::Pause, &at(&sides, 0)).unwrap();
-    let refused = apply(&paused, &step(3, to(0.2), Word::Ramp), &at(&sides, 0));
-    let aborted = apply(&paused, &step(4, Vec::new(), Word::Abort), &at(&sides, 0)).unwrap();
-    let by_hand = apply(&noted, &set("canary", "30%"), &at(&sides, 0)).unwrap();
-    let done = apply(&noted, &step(5, to(1.0), Word::Promote), &at(&sides, 0)).unwrap();
+    let noted = apply(&begun, &step(&begun, 2, None, Word::Ramp), &cx).unwrap();
+    let paused = apply(&noted, &Verb::Pause, &cx).unwrap();
+    let refused = apply(&paused, &step(&noted, 3, Some(0.2), Word::Ramp), &cx);
+    let aborted = apply(&paused, &step(&noted, 4, None, Word::Abort), &cx).unwrap();
+    let done = apply(&noted, &step(&noted, 5, Some(1.0), Word::Promote), &cx).unwrap();
 
-    assert_eq!((begun.revision(), begun.ramp.clone(), begun.weights["canary"].value()), (2, state(1), 10.0));
-    assert_eq!((noted.revision(), noted.ramp.clone()), (2, state(2)));
+    assert_eq!((begun.revision(), elapsed(&begun), begun.weights["canary"].value()), (2, 0, 10.0));
+    assert_eq!((noted.revision(), elapsed(&noted)), (2, 2));
     assert!(matches!(refused, Err(VerbError::Paused { .. })));
-    assert_eq!((weights(&aborted)[0], aborted.ramp.clone()), (("canary", 0.0), state(4)));
-    assert_eq!(by_hand.ramp, None, "a person's weights end it");
+    assert_eq!((weights(&aborted)[0], elapsed(&aborted)), (("canary", 0.0), 4));
     assert_eq!((&*done.stable, weights(&done)[1]), ("canary", ("stable", 0.0)));
+}
+
+#[test]
+fn what_a_person_does_ends_a_ramp_and_refuses_its_next_move() {
+    let (sides, plan) = (sides(&[("stable", 90.0), ("canary", 0.0)]), plan());
+    let (begun, cx) = ramping(&sides, &plan);
+
+    for verb in [set("canary", "30%"), Verb::Abort, UNDO, PROMOTE] {
+        let by_hand = apply(&begun, &verb, &cx).unwrap();
+
+        let ramp = by_hand.ramp.as_ref().unwrap();
+        assert_eq!(ramp.why, format!("ended by {} (test)", verb.word().as_str()));
+        assert!(!by_hand.has_ramp());
+        let late = apply(&by_hand, &step(&begun, 9, Some(0.5), Word::Ramp), &cx);
+        assert_eq!(late, Err(VerbError::RampChanged), "{verb:?}");
+        assert_eq!(apply(&by_hand, &Verb::Resume { skip: true }, &cx), Err(VerbError::NoRamp));
+    }
+}
+
+#[test]
+fn a_ramp_needs_steps_endpoints_and_another_side() {
+    let plan = plan();
+    let there = sides(&[("stable", 90.0), ("canary", 0.0)]);
+    let mut empty = there.clone();
+    empty[1].usable = 0;
+    let (begun, cx) = ramping(&there, &plan);
+    let start = Rollout::start(&cx);
+
+    assert_eq!(apply(&start, &guarded(None), &at(&there, 0)), Err(VerbError::NoSteps));
+    assert!(matches!(apply(&start, &guarded(None), &Context { sides: &empty, ..cx }), Err(VerbError::Empty { .. })));
+    assert!(matches!(apply(&start, &guarded(Some("stable")), &cx), Err(VerbError::IsStable { .. })));
+    assert!(matches!(apply(&begun, &guarded(None), &cx), Err(VerbError::RampUnderWay { step: 1, steps: 3, .. })));
+}
+
+#[test]
+fn a_skip_is_a_revision_of_its_own() {
+    let (sides, plan) = (sides(&[("stable", 90.0), ("canary", 0.0)]), plan());
+    let (begun, cx) = ramping(&sides, &plan);
+    let paused = apply(&begun, &Verb::Pause, &cx).unwrap();
+
+    for (before, skipped) in [&begun, &paused].map(|b| (b, apply(b, &Verb::Resume { skip: true }, &cx).unwrap())) {
+        assert!(skipped.ramp.as_ref().unwrap().skips && skipped.paused.is_none());
+        assert_eq!(skipped.revision(), before.revision() + 1);
+    }
+}
+
+#[test]
+fn what_the_configuration_started_stays_known() {
+    let (sides, plan) = (sides(&[("stable", 90.0), ("canary", 0.0)]), plan());
+    let cx = Context { plan: Some(&plan), ..at(&sides, 0) };
+    let start = Verb::Start { version: "canary".into(), id: "canary@7".into() };
+
+    let begun = apply(&Rollout::start(&cx), &start, &cx).unwrap();
+    let aborted = apply(&begun, &Verb::Abort, &cx).unwrap();
+    let again = apply(&aborted, &guarded(None), &cx).unwrap();
+
+    for rollout in [begun, aborted, again] {
+        assert_eq!(rollout.ramp.unwrap().start.as_deref(), Some("canary@7"));
+    }
 }
 
 #[test]

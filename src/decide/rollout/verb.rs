@@ -29,12 +29,14 @@ pub enum Verb {
         on_decrease: Option<OnDecrease>,
     },
     /// What the runner of a ramp does, in one write.
-    Ramp(RampMove),
+    Ramp(Box<RampMove>),
     /// After `pause`. File weights that waited come into force.
     Resume {
         /// The ramp goes on with its next step.
         skip: bool,
     },
+    /// A ramp that the configuration asks for, each once.
+    Start { version: String, id: String },
     SetWeights {
         amounts: Vec<(String, Amount)>,
         /// Allows all weights to be 0.
@@ -56,7 +58,8 @@ impl Verb {
             Self::Abort => Word::Abort,
             Self::Drain { .. } => Word::Drain,
             Self::Pause => Word::Pause,
-            Self::Promote { .. } => Word::Promote,
+            Self::Promote { guarded: false, .. } => Word::Promote,
+            Self::Promote { guarded: true, .. } | Self::Start { .. } => Word::Ramp,
             Self::Ramp(ramp) => ramp.word,
             Self::Resume { .. } => Word::Resume,
             Self::SetWeights { .. } => Word::SetWeight,
@@ -69,8 +72,9 @@ impl Verb {
 /// What the runner of a ramp does: its new state, and weights with it, in one write and one revision.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RampMove {
-    /// What is kept; `None`: no ramp any more.
-    pub state: Option<RampState>,
+    /// What it was worked out on: it is refused when somebody else has changed that since.
+    pub expected: RampState,
+    pub state: RampState,
     /// The weights that come with it; empty: they stay, and the history gets no entry.
     pub amounts: Vec<(String, Amount)>,
     /// [`Word::Ramp`] for a step. With [`Word::Abort`] the stable version takes all, evicting, paused or not, whatever
@@ -85,6 +89,8 @@ pub enum VerbError {
     Empty { version: String, usable: usize, needed: usize },
     #[error("revision {revision} has weight only on versions that are gone ({gone}); undo to another")]
     Gone { revision: u64, gone: String },
+    #[error("`{version}` is the stable side already; name the version that is to take over")]
+    IsStable { version: String },
     #[error("there is no ramp under way")]
     NoRamp,
     #[error("no steps of a guarded ramp are configured; write them under rollout.steps of the service")]
@@ -93,6 +99,10 @@ pub enum VerbError {
     NothingToUndo,
     #[error("the rollout is paused by {who}{}; resume it first", because(.reason.as_deref()))]
     Paused { who: String, reason: Option<String> },
+    #[error("the ramp was changed meanwhile")]
+    RampChanged,
+    #[error("a ramp of `{canary}` is under way, at step {step} of {steps}; abort it first, or resume it with skip")]
+    RampUnderWay { canary: String, step: usize, steps: usize },
     #[error(transparent)]
     Reweigh(#[from] ReweighError),
     #[error("there is no revision {revision}; the history goes from {first} to {last}")]
@@ -122,10 +132,14 @@ pub fn apply(rollout: &Rollout, verb: &Verb, cx: &Context<'_>) -> Result<Rollout
             next.note(cx, Word::Pause, None);
         }
         Verb::Resume { skip } => {
-            if *skip && rollout.ramp.is_none() {
-                return Err(VerbError::NoRamp);
+            if *skip {
+                let ramp = next.ramp.as_mut().filter(|ramp| ramp.phase.is_under_way()).ok_or(VerbError::NoRamp)?;
+                *ramp = ramp.skipping();
             }
             resume(&mut next, cx);
+            if next != *rollout && next.revision() == rollout.revision() {
+                next.note(cx, Word::Resume, None);
+            }
         }
         Verb::Ramp(step) => ramp(&mut next, step, cx)?,
         _ if rollout.paused.is_some() => return Err(paused(rollout)),
@@ -134,7 +148,11 @@ pub fn apply(rollout: &Rollout, verb: &Verb, cx: &Context<'_>) -> Result<Rollout
             let weights = set(rollout, &[(version, Amount::Share(0.0))], false, cx)?;
             set_by_hand(&mut next, cx, Word::Drain, weights, OnDecrease::Drain { deadline: *deadline });
         }
-        Verb::Promote { guarded: true, .. } => return Err(VerbError::NoSteps),
+        Verb::Promote { version, force, guarded: true, on_decrease } => {
+            let version = canary(rollout, version.as_deref(), cx)?;
+            begin(&mut next, version, None, *force, on_decrease.unwrap_or(cx.rule), cx)?;
+        }
+        Verb::Start { version, id } => begin(&mut next, known(version, cx)?, Some(id), false, cx.rule, cx)?,
         Verb::Promote { version, force, guarded: false, on_decrease } => {
             let version = canary(rollout, version.as_deref(), cx)?;
             let weights = everything(rollout, &version, *force, 1, cx)?;
@@ -161,16 +179,17 @@ pub fn apply(rollout: &Rollout, verb: &Verb, cx: &Context<'_>) -> Result<Rollout
 /// Weights set by a person end a ramp. Without a change there is no revision.
 fn set_by_hand(next: &mut Rollout, cx: &Context<'_>, word: Word, weights: Weights, rule: OnDecrease) {
     let last = next.history.last().map_or("", |r| &*r.stable);
-    if next.weights == weights && next.ramp.is_none() && last == next.stable {
+    if next.weights == weights && !next.has_ramp() && last == next.stable {
         return;
     }
-    next.ramp = None;
+    next.end_ramp(cx, word);
     next.turn(cx, weights, rule);
     next.note(cx, word, Some(rule));
 }
 
 fn abort(next: &mut Rollout, cx: &Context<'_>) -> Result<(), VerbError> {
-    let had_ramp = next.ramp.take().is_some();
+    let had_ramp = next.has_ramp();
+    next.end_ramp(cx, Word::Abort);
     if cx.side(&next.stable).is_none() {
         // It left the configuration.
         next.stable = first_stable(cx.sides, &next.weights);
@@ -206,32 +225,73 @@ fn resume(next: &mut Rollout, cx: &Context<'_>) {
         return;
     }
     next.configured.clone_from(&file);
-    next.ramp = None;
+    next.end_ramp(cx, Word::File);
     next.stable = first_stable(cx.sides, &file);
     next.turn(cx, file, cx.rule);
     next.note(cx, Word::Resume, Some(cx.rule));
 }
 
+/// The first step of a guarded ramp; the others come from its runner.
+fn begin(
+    next: &mut Rollout,
+    version: String,
+    start: Option<&String>,
+    force: bool,
+    rule: OnDecrease,
+    cx: &Context<'_>,
+) -> Result<(), VerbError> {
+    let plan = cx.plan.ok_or(VerbError::NoSteps)?;
+    if let Some(ramp) = next.ramp.as_ref().filter(|ramp| ramp.phase.is_under_way()) {
+        let (step, steps) = (ramp.step + 1, ramp.plan.steps.len());
+        return Err(VerbError::RampUnderWay { canary: ramp.canary.clone(), step, steps });
+    }
+    if version == next.stable {
+        return Err(VerbError::IsStable { version });
+    }
+    let (usable, needed) = (cx.side(&version).map_or(0, |s| s.usable), cx.min_ready);
+    if usable < needed && !force {
+        return Err(VerbError::Empty { version, usable, needed });
+    }
+    // The last one that the configuration began stays known, so that it does not begin again.
+    let start = start.cloned().or_else(|| next.ramp.as_ref().and_then(|ramp| ramp.start.clone()));
+    let share = share(next, &version, cx);
+    let (state, first) = RampState::begin(plan.clone(), &version, &next.stable, share, start);
+    let weights = match first {
+        Some(share) => set(next, &[(version, Amount::Share(share))], false, cx)?,
+        None => next.weights.clone(),
+    };
+    next.ramp = Some(state);
+    next.turn(cx, weights, rule);
+    next.note(cx, Word::Ramp, Some(rule));
+    Ok(())
+}
+
+/// Of the clients, by weight.
+fn share(rollout: &Rollout, version: &str, cx: &Context<'_>) -> f64 {
+    let weights = rollout.weights_of(cx.sides.iter().map(|s| (s.name, s.configured)));
+    let all: f64 = weights.iter().map(|w| w.value()).sum();
+    let own = std::iter::zip(cx.sides, &weights).find(|(s, _)| s.name == version).map_or(0.0, |(_, w)| w.value());
+    if all > 0.0 { own / all } else { 0.0 }
+}
+
 fn ramp(next: &mut Rollout, step: &RampMove, cx: &Context<'_>) -> Result<(), VerbError> {
+    if next.ramp.as_ref() != Some(&step.expected) {
+        return Err(VerbError::RampChanged);
+    }
     if step.word == Word::Abort {
         abort(next, cx)?;
-        next.ramp.clone_from(&step.state);
-        return Ok(());
+    } else if !step.amounts.is_empty() {
+        if next.paused.is_some() {
+            return Err(paused(next));
+        }
+        let weights = set(next, &step.amounts, false, cx)?;
+        if let (Word::Promote, Some((version, _))) = (step.word, step.amounts.first()) {
+            next.stable.clone_from(version);
+        }
+        next.turn(cx, weights, cx.rule);
+        next.note(cx, step.word, Some(cx.rule));
     }
-    if step.amounts.is_empty() {
-        next.ramp.clone_from(&step.state);
-        return Ok(());
-    }
-    if next.paused.is_some() {
-        return Err(paused(next));
-    }
-    let weights = set(next, &step.amounts, false, cx)?;
-    if let (Word::Promote, Some((version, _))) = (step.word, step.amounts.first()) {
-        next.stable.clone_from(version);
-    }
-    next.ramp.clone_from(&step.state);
-    next.turn(cx, weights, cx.rule);
-    next.note(cx, step.word, Some(cx.rule));
+    next.ramp = Some(step.state.clone());
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use super::{BuildError, Model};
 use crate::config::{self, Config};
 use crate::decide::reweigh::Amount;
 use crate::decide::rollout::verb::{Verb, VerbError, apply};
-use crate::decide::rollout::{Context, Rollout, Rollouts, Side};
+use crate::decide::rollout::{Context, Rollout, Rollouts, Side, Word};
 use crate::state::clock::Moment;
 use crate::state::snapshot::{Service, Snapshot};
 
@@ -30,6 +30,12 @@ impl Change {
     #[must_use]
     pub fn new(service: impl Into<String>, verb: Verb, who: impl Into<String>) -> Self {
         Self { service: service.into(), verb, expected: None, who: who.into(), reason: None, what_if: false }
+    }
+
+    /// Only tells how far a ramp is: no weight, and no revision.
+    #[must_use]
+    pub fn is_note(&self) -> bool {
+        matches!(&self.verb, Verb::Ramp(step) if step.amounts.is_empty() && step.word == Word::Ramp)
     }
 
     /// Weights, by the service's own rule.
@@ -101,13 +107,15 @@ impl Model {
             .map(|v| (&*v.name, v.endpoints.iter().filter(|e| e.health.is_usable(now.clock)).count()))
             .collect();
         let sides: Vec<Side<'_>> = sides(&service.config, &usable);
+        let plan = service.config.rollout.plan();
         let cx = Context {
             at: now.wall,
             who: &change.who,
             reason: change.reason.as_deref(),
             sides: &sides,
             rule: service.config.on_decrease,
-            min_ready: MIN_READY,
+            min_ready: service.config.rollout.min_ready,
+            plan: plan.as_ref(),
         };
         let before = self.rollout(&change.service).cloned().unwrap_or_else(|| Arc::new(Rollout::start(&cx)));
         let after = if change.what_if {
@@ -177,7 +185,8 @@ impl Model {
                 reason: None,
                 sides: &sides,
                 rule: service.on_decrease,
-                min_ready: MIN_READY,
+                min_ready: service.rollout.min_ready,
+                plan: None,
             };
             let before = self.last.config.services.iter().find(|s| s.name == service.name);
             let has_new_rule = before.is_some_and(|b| b.on_decrease != service.on_decrease);
@@ -204,9 +213,6 @@ impl Model {
         }
     }
 }
-
-/// Usable endpoints that a version needs before everyone is sent there.
-const MIN_READY: usize = 1;
 
 fn sides<'a>(service: &'a config::Service, usable: &HashMap<&str, usize>) -> Vec<Side<'a>> {
     let side = |v: &'a config::Version| Side {
