@@ -15,8 +15,11 @@ const STYLE: &str = concat!(include_str!("page/style.css"), include_str!("page/p
 const SCRIPT: &str = concat!(
     include_str!("page/dom.js"),
     include_str!("page/words.js"),
+    include_str!("page/verdict.js"),
     include_str!("page/charts.js"),
     include_str!("page/verbs.js"),
+    include_str!("page/rollout.js"),
+    include_str!("page/folds.js"),
     include_str!("page/service.js"),
     include_str!("page/explain.js"),
     include_str!("page/live.js"),

@@ -54,7 +54,9 @@ impl Shape {
             .collect();
         let is_waiting = rollout.is_some_and(|r| r.waiting(&file_weights));
         let holds = &service.policy.holds;
-        let left = clients_left(&state.pins, service, now);
+        // It walks the whole pin table, and is of no use while nobody is held.
+        let is_held = holds.iter().any(|hold| !matches!(hold, Hold::None));
+        let left = if is_held { clients_left(&state.pins, service, now) } else { vec![0; holds.len()] };
         let drains = std::iter::zip(&service.versions, holds).zip(&left).filter_map(|((version, hold), clients)| {
             let deadline_seconds = match hold {
                 Hold::None => return None,
