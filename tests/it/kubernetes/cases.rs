@@ -1,7 +1,4 @@
 //! What holds against any API server, told by perch's own view of its endpoints. Each case has a namespace of its own.
-
-use std::time::Duration;
-
 use serde_json::json;
 
 use super::cluster::{Cluster, Endpoint, Slice, endpoints, wait_for};
@@ -235,30 +232,4 @@ fn a_reload_to_another_service_keeps_the_endpoints_until_it_is_read() {
     double.script(|_| None);
 
     wait_for(&perch, "stable", &["10.1.0.2:80"]);
-}
-
-#[test]
-fn a_storm_of_events_is_a_few_snapshots_and_the_last_word_counts() {
-    let double = Double::start();
-    let cluster = double.cluster();
-    cluster.slice(&Slice::of("hello", "hello-1", 80, &[Endpoint::ready("10.1.0.1", "a")]));
-    let perch = cluster.perch(BY_SERVICE, "");
-    let before = generation(&perch);
-    let began = std::time::Instant::now();
-
-    let mut events = 0u32;
-    while began.elapsed() < Duration::from_secs(3) {
-        let address = format!("10.2.{}.{}", events / 200 % 200, events % 200 + 1);
-        cluster.slice(&Slice::of("hello", "hello-1", 80, &[Endpoint::ready(&address, &format!("p{events}"))]));
-        events += 1;
-    }
-    let seconds = began.elapsed().as_secs_f64();
-    cluster.slice(&Slice::of("hello", "hello-1", 80, &[Endpoint::ready("10.1.0.7", "last")]));
-    let ended = std::time::Instant::now();
-    wait_for(&perch, "stable", &["10.1.0.7:80"]);
-
-    let published = generation(&perch) - before;
-    println!("{events} events in {seconds:.1} s were {published} snapshots; the last one took {:?}", ended.elapsed());
-    assert!(events > 100);
-    assert!(published <= seconds * 10.0 + 2.0, "{published} snapshots in {seconds} s");
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::cluster::Cluster;
+use super::cluster::{Cluster, Slice};
 use super::query::{Asked, Selector};
 
 /// The running double. Dropped: stopped, its connections closed.
@@ -65,6 +65,7 @@ struct World {
     log: Vec<(u64, Key, Option<Value>, Option<Value>)>,
     /// Watches from before this are told 410.
     compacted: u64,
+    page: usize,
     /// Pages that were promised: token -> what is left of the list, and its version.
     pages: BTreeMap<String, (Vec<Value>, u64)>,
     is_stopped: bool,
@@ -75,7 +76,7 @@ impl Double {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
-            world: Mutex::new(World { version: 100, ..World::default() }),
+            world: Mutex::new(World { version: 100, page: 2, ..World::default() }),
             changed: Condvar::new(),
             script: Mutex::new(Arc::new(|_| None)),
             asked: Mutex::default(),
@@ -115,6 +116,18 @@ impl Double {
         world.version += 1;
         world.compacted = world.version;
         world.pages.clear();
+    }
+
+    /// Objects per page of a list, at most: a server may give less than was asked for.
+    pub(super) fn pages_of(&self, objects: usize) {
+        self.shared.world.lock().unwrap().page = objects;
+    }
+
+    /// Makes or replaces a slice without a request, as fast as events can come.
+    pub(super) fn slice(&self, slice: &Slice) {
+        let key = ("endpointslices".to_owned(), "lab".to_owned(), slice.name.clone());
+        put(&mut self.shared.world.lock().unwrap(), key, slice.json());
+        self.shared.changed.notify_all();
     }
 
     /// Breaks every connection.
@@ -305,8 +318,8 @@ fn list(shared: &Shared, asked: &Asked) -> Value {
             (here.map(|(_, object)| shown(asked, object)).collect::<Vec<_>>(), world.version)
         }
     };
-    // Pages of two, whatever was asked for up to that: the server may give less.
-    let limit = asked.query.get("limit").map_or(usize::MAX, |l| l.parse::<usize>().unwrap().min(2));
+    let page = world.page;
+    let limit = asked.query.get("limit").map_or(usize::MAX, |l| l.parse::<usize>().unwrap().min(page));
     let rest = items.split_off(items.len().min(limit));
     let mut metadata = json!({"resourceVersion": version.to_string()});
     if !rest.is_empty() {
@@ -322,26 +335,30 @@ fn change(shared: &Shared, out: &mut TcpStream, asked: &Asked, method: &str, bod
     let name =
         if method == "POST" { body["metadata"]["name"].as_str().unwrap().to_owned() } else { asked.name.clone() };
     let key = (asked.kind.clone(), asked.namespace.clone(), name.clone());
-    world.version += 1;
-    let version = world.version;
-    let before = world.objects.get(&key).cloned();
-    let after = (method != "DELETE").then(|| {
-        let mut object = body;
-        object["metadata"]["resourceVersion"] = version.to_string().into();
-        object["metadata"]["namespace"] = asked.namespace.clone().into();
-        let uid = before.as_ref().map_or_else(|| json!(format!("uid-{name}")), |b| b["metadata"]["uid"].clone());
-        object["metadata"]["uid"] = uid;
-        object
-    });
-    match &after {
-        Some(object) => drop(world.objects.insert(key.clone(), object.clone())),
-        None => drop(world.objects.remove(&key)),
-    }
-    let answer = after.clone().unwrap_or_else(|| status(200, "deleted"));
-    world.log.push((version, key, before, after));
+    let answer = if method == "DELETE" {
+        world.version += 1;
+        let (version, before) = (world.version, world.objects.remove(&key));
+        world.log.push((version, key, before, None));
+        status(200, "deleted")
+    } else {
+        put(&mut world, key, body)
+    };
     drop(world);
     shared.changed.notify_all();
     write(out, 200, "", &answer, None)
+}
+
+/// The object as it is from now on.
+fn put(world: &mut World, key: Key, mut object: Value) -> Value {
+    world.version += 1;
+    let before = world.objects.get(&key).cloned();
+    object["metadata"]["resourceVersion"] = world.version.to_string().into();
+    object["metadata"]["namespace"] = key.1.clone().into();
+    let uid = before.as_ref().map_or_else(|| json!(format!("uid-{}", key.2)), |b| b["metadata"]["uid"].clone());
+    object["metadata"]["uid"] = uid;
+    world.objects.insert(key.clone(), object.clone());
+    world.log.push((world.version, key, before, Some(object.clone())));
+    object
 }
 
 fn watch(shared: &Shared, out: &mut TcpStream, asked: &Asked) -> std::io::Result<()> {

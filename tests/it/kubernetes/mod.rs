@@ -11,4 +11,5 @@ mod query;
 mod real;
 mod relay;
 mod rotation;
+mod scale;
 mod traffic;
