@@ -59,6 +59,9 @@ metrics! {
     REJECTED Counter "perch_rejected_total" "Requests and connections that perch itself refused or ended, by reason.",
     UPSTREAM_FAILURES Counter "perch_upstream_failures_total" "Failed attempts at an endpoint, by reason.",
     RETRIES Counter "perch_retries_total" "Attempts after the first.",
+    ROLLOUT_STEP Gauge "perch_rollout_step" "Step of the guarded ramp under way, from 1; 0 without one.",
+    ROLLOUT_EVALUE Gauge "perch_rollout_guard_evalue" "Evidence against the canary of the ramp under way, by test; a ramp is aborted at 1 / falseAborts.",
+    ROLLOUT_ABORTS Counter "perch_rollout_aborts_total" "Ramps that the guard aborted, by the test that failed.",
     GENERATION Gauge "perch_config_generation" "Number of the snapshot in force.",
     RELOAD_OK Gauge "perch_config_last_reload_successful" "1 when the last reload was taken over, 0 when it was refused.",
     RELOAD_TIME Gauge "perch_config_last_reload_success_timestamp_seconds" "When a configuration was last taken over.",
@@ -408,6 +411,18 @@ pub fn rejected(reason: Reason) {
 /// An access log line was dropped.
 pub fn access_log_dropped() {
     DROPPED_LINES.increment(1);
+}
+
+/// Makes the counters of a service's ramps exist, at 0.
+pub fn rollout_start(service: &str) {
+    for test in crate::decide::guard::Metric::ALL {
+        counter(ROLLOUT_ABORTS, &[("service", service), ("reason", test.as_str())]).increment(0);
+    }
+}
+
+/// The guard aborted a ramp because of this test.
+pub fn rollout_abort(service: &str, test: &str) {
+    counter(ROLLOUT_ABORTS, &[("service", service), ("reason", test)]).increment(1);
 }
 
 /// Why a list or watch of the cluster failed. Kebab-case, equal in the log and the metric.

@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicUsize;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -23,7 +23,7 @@ use crate::admin::{self, AdminState};
 use crate::config::{self, Config, Invalid, Loaded, Problem};
 use crate::control::file::FileWatch;
 use crate::control::writer::{Control, Writer};
-use crate::control::{checks, kubernetes, resolve};
+use crate::control::{checks, kubernetes, ramp, resolve};
 use crate::endpoint_tls::{self, EndpointsTls, Prepared};
 use crate::metrics;
 use crate::proxy::tls::Tls;
@@ -172,10 +172,13 @@ pub fn start_with(loaded: Loaded, file: Option<PathBuf>, cluster: kubernetes::Op
     let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
         control_runtime.block_on(async move {
             let stop = CancellationToken::new();
+            // Alone, this replica leads.
+            let (_lead, leads) = watch::channel(true);
             let tasks = [
                 tokio::spawn(writer.run()),
                 tokio::spawn(checks::run(control.clone(), endpoints_tls)),
                 tokio::spawn(resolve::run(control.clone())),
+                tokio::spawn(ramp::run(control.clone(), clock, leads)),
                 tokio::spawn(kubernetes::run(control, cluster, clock, first_picture, questions)),
             ];
             let admin = tokio::spawn(admin::serve(admin_socket, admin_state, stop.clone()));

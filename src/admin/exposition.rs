@@ -28,7 +28,18 @@ fn picture(text: &mut Text, state: &AdminState) {
     let (mut weights, mut clients, mut endpoints) = (Samples::new(), Samples::new(), Samples::new());
     let mut left = Samples::new();
     let (mut shares, mut lows, mut highs) = (Samples::new(), Samples::new(), Samples::new());
+    let (mut steps, mut evidence) = (Samples::new(), Samples::new());
     for service in &snapshot.services {
+        let labels = [("service", &*service.name)];
+        let noted = snapshot.rollouts.services.get(&*service.name).and_then(|rollout| rollout.ramp.as_ref());
+        let ramp =
+            noted.filter(|ramp| ramp.phase.is_under_way()).map(|ramp| state.control.ramps().show(&service.name, ramp));
+        if ramp.is_some() || !service.config.rollout.steps.is_empty() {
+            steps.push(sample(&labels, float(ramp.as_ref().map_or(0, |ramp| ramp.state.step + 1))));
+        }
+        for test in ramp.iter().flat_map(|ramp| &ramp.report.tests) {
+            evidence.push(sample(&[labels[0], ("test", test.metric)], test.e_value));
+        }
         let held = clients_left(&state.pins, service, now);
         for (i, version) in service.versions.iter().enumerate() {
             let labels = [("service", &*service.name), ("version", &*version.name)];
@@ -59,6 +70,8 @@ fn picture(text: &mut Text, state: &AdminState) {
     text.family(metrics::SPLIT_CLIENTS, &clients);
     text.family(metrics::SPLIT_CLIENTS_LEFT, &left);
     text.family(metrics::ENDPOINTS, &endpoints);
+    text.family(metrics::ROLLOUT_STEP, &steps);
+    text.family(metrics::ROLLOUT_EVALUE, &evidence);
     text.value(metrics::AFFINITY_ENTRIES, float(state.pins.len()));
     text.value(metrics::AFFINITY_EVICTIONS, float(state.pins.evictions()));
     text.value(metrics::AFFINITY_REFUSALS, float(state.pins.refusals()));

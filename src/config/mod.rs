@@ -27,6 +27,7 @@ mod tree;
 pub use dump::{REDACTED, dump};
 pub use model::*;
 pub use problem::{Invalid, Loaded, Places, Problem};
+pub(crate) use rollout::percent;
 pub(crate) use scalar::duration;
 
 /// Loads a file. Paths in it are relative to its folder; `${VAR}` comes from the environment.

@@ -135,7 +135,7 @@ fn share(node: &Node<'_>, wanted: &str, is_valid: impl Fn(f64) -> bool) -> Optio
 }
 
 /// The inverse: 0.07 is `7%`, although a hundred times 0.07 is a little more than 7.
-pub(super) fn percent(share: f64) -> String {
+pub(crate) fn percent(share: f64) -> String {
     format!("{}%", (share * 1e11).round() / 1e9)
 }
 

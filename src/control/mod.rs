@@ -5,6 +5,7 @@
 pub mod checks;
 pub mod file;
 pub mod kubernetes;
+pub mod ramp;
 pub mod resolve;
 pub mod store;
 pub mod writer;

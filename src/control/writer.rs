@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tracing::{debug, error, info};
 
+use super::ramp::Ramps;
 use super::resolve;
 use super::store::Store;
 use crate::config::{Affinity, Config};
@@ -50,6 +51,7 @@ pub struct Control {
     commands: mpsc::Sender<Command>,
     published: Published,
     generation: watch::Receiver<u64>,
+    ramps: Ramps,
 }
 
 /// The task. [`Writer::run`] must be polled for a [`Control`] to do anything.
@@ -207,6 +209,12 @@ impl Control {
         &self.published
     }
 
+    /// The ramps that run here.
+    #[must_use]
+    pub fn ramps(&self) -> &Ramps {
+        &self.ramps
+    }
+
     /// Changes with each publication.
     #[must_use]
     pub fn generations(&self) -> watch::Receiver<u64> {
@@ -251,7 +259,8 @@ impl Writer {
         let published = Published::new(model.snapshot().clone());
         let (sender, commands) = mpsc::channel(COMMANDS);
         let (generation, follow) = watch::channel(model.snapshot().generation);
-        let control = Control { commands: sender, published: published.clone(), generation: follow };
+        let control =
+            Control { commands: sender, published: published.clone(), generation: follow, ramps: Ramps::default() };
         let mut writer = Self {
             model,
             store,

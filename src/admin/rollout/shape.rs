@@ -6,8 +6,12 @@ use serde::Serialize;
 
 use super::moves::clients_left;
 use crate::admin::AdminState;
-use crate::decide::Hold;
-use crate::decide::rollout::{OnDecrease, Paused, Revision, Weights};
+use crate::config;
+use crate::control::ramp::Shown;
+use crate::decide::guard::Report;
+use crate::decide::ramp::RampState;
+use crate::decide::rollout::{OnDecrease, Paused, Revision, Rollout, Weights};
+use crate::decide::{self, Hold};
 use crate::state::snapshot::{Service, Snapshot};
 
 /// Beside the versions of a service.
@@ -26,6 +30,8 @@ pub(in crate::admin) struct Shape {
     /// The file's weights that come into force with `resume`.
     waiting: Option<Weights>,
     drains: Vec<Drain>,
+    /// The guarded ramp, under way or the last one.
+    ramp: Option<Ramp>,
 }
 
 /// Whose weights are in force.
@@ -74,6 +80,53 @@ impl Shape {
             waiting: is_waiting.then(|| file_weights.clone()),
             file_weights,
             drains: drains.collect(),
+            ramp: rollout.and_then(|r| r.ramp.as_ref().map(|ramp| Ramp::new(state, service, r, ramp))),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Ramp {
+    state: &'static str,
+    canary: String,
+    stable: String,
+    /// From 1.
+    step: usize,
+    steps: Vec<Step>,
+    hold_left_seconds: f64,
+    /// Why it holds, waits or ended; empty while it runs.
+    why: String,
+    guard: Report,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Step {
+    /// As it is written: `5%`.
+    weight: String,
+    share: f64,
+    hold_seconds: f64,
+}
+
+impl Ramp {
+    fn new(state: &AdminState, service: &Service, rollout: &Rollout, noted: &RampState) -> Self {
+        let Shown { state: ramp, report } = state.control.ramps().show(&service.name, noted);
+        let is_paused = rollout.paused.is_some() && ramp.phase.is_under_way();
+        let step = |s: &decide::ramp::Step| Step {
+            weight: config::percent(s.share),
+            share: s.share,
+            hold_seconds: s.hold.as_secs_f64(),
+        };
+        Self {
+            state: if is_paused { "paused" } else { ramp.phase.as_str() },
+            step: ramp.step + 1,
+            steps: ramp.plan.steps.iter().map(step).collect(),
+            hold_left_seconds: ramp.hold_left().as_secs_f64(),
+            why: ramp.why,
+            canary: ramp.canary,
+            stable: ramp.stable,
+            guard: report,
         }
     }
 }
