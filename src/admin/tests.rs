@@ -37,6 +37,15 @@ services:
   - {name: stable, endpoints: ['127.0.0.1:4']}
 ";
 
+/// Another service, behind [`CONFIG`].
+const RAMPED: &str = "
+- name: ramped
+  rollout: {steps: [{weight: 5%, hold: 10m}, {weight: 100%}]}
+  versions:
+  - {name: stable, weight: 1, endpoints: ['127.0.0.1:5']}
+  - {name: canary, weight: 0, endpoints: ['127.0.0.1:6']}
+";
+
 struct Admin {
     address: SocketAddr,
     state: AdminState,
@@ -152,6 +161,7 @@ fn services_are_shown_as_they_are() {
         "rollout": {
             "revision": 1, "sequence": 1, "paused": null, "stable": "stable", "source": "file",
             "fileWeights": {"stable": 90, "canary": 10}, "waiting": null, "drains": [],
+            "ramp": null,
         },
     });
     assert_eq!(services["generation"], 1);
@@ -159,6 +169,25 @@ fn services_are_shown_as_they_are() {
     assert_eq!(services["services"][1]["affinity"], serde_json::json!({"type": "None"}));
     assert_eq!(admin.get("/api/v1/services/hello").json(), expected);
     assert_eq!(admin.get("/api/v1/services/nobody").status, 404);
+}
+
+#[test]
+fn a_ramp_is_shown_with_its_steps_and_the_guards_numbers() {
+    let admin = Admin::start(RAMPED);
+
+    let begun = admin.request("POST", "/api/v1/services/ramped/promote", "", r#"{"guarded":true}"#);
+
+    let share = begun.json()["shares"]["canary"].as_f64().unwrap_or(f64::NAN);
+    assert!((share - 0.05).abs() < 1e-6, "{begun:?}");
+    let ramp = &admin.get("/api/v1/services/ramped").json()["rollout"]["ramp"];
+    assert_eq!((&ramp["state"], &ramp["step"]), (&Value::from("running"), &Value::from(1)));
+    assert_eq!(ramp["steps"][0], serde_json::json!({"weight": "5%", "share": 0.05, "holdSeconds": 600.0}));
+    assert_eq!(ramp["guard"]["verdict"], "too-few-requests");
+    assert_eq!(ramp["guard"]["requests"], serde_json::json!({"stable": 0, "canary": 0}));
+    let without_steps = admin.request("POST", "/api/v1/services/hello/promote", "", r#"{"guarded":true}"#);
+    assert_eq!(without_steps.status, 409);
+    let twice = admin.request("POST", "/api/v1/services/ramped/promote", "", r#"{"guarded":true}"#);
+    assert!(twice.status == 409 && twice.body.contains("step 1 of 2"), "{twice:?}");
 }
 
 #[test]
@@ -413,7 +442,10 @@ fn a_slow_head_loses_its_place() {
 
 #[test]
 fn metrics_satisfy_promtool() {
-    let admin = Admin::start("");
+    let admin = Admin::start(RAMPED);
+    let begun = admin.request("POST", "/api/v1/services/ramped/promote", "", r#"{"guarded":true}"#);
+    assert_eq!(begun.status, 200, "{begun:?}");
+    metrics::rollout_start("ramped");
     let snapshot = admin.state.published.load();
     let version = &snapshot.services[0].versions[0];
     version.metrics.request("GET", 200, 0.001);
