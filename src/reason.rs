@@ -99,6 +99,8 @@ reasons! {
     Reset "reset" 502 "The service closed the connection before it answered.",
     /// The same on a kept-alive connection, for a request that must not be sent twice.
     ResetOnReuse "reset-on-reuse" 502 "The service closed a kept connection before it answered.",
+    /// An HTTP/2 endpoint did nothing with the request, again and again.
+    StreamRefused "stream-refused" 503 "The service did not take the request.",
     BadResponse "bad-response" 502 "The service gave a malformed answer.",
     Bad101 "bad-101" 502 "The service switched protocols without being asked.",
     UpstreamTruncated "upstream-truncated" 502 "The service ended its answer too early.",

@@ -15,8 +15,8 @@ use tracing::{debug, info, warn};
 
 use super::random;
 use super::writer::Control;
-use crate::config::HealthCheck;
-use crate::endpoint_tls::{Client, EndpointsTls};
+use crate::config::{EndpointProtocol, HealthCheck};
+use crate::endpoint_tls::{Client, EndpointsTls, is_http2};
 use crate::state::snapshot::{Endpoint, EndpointId, Snapshot};
 
 /// A new endpoint's first check comes within this time (or one interval), spread out.
@@ -118,13 +118,20 @@ async fn watch(labels: Labels, endpoints_tls: EndpointsTls, endpoint: Arc<Endpoi
     loop {
         next.tick().await;
         let tls = endpoints_tls.client(&endpoint.transport);
-        let result =
-            match timeout(check.timeout, ask(target, tls.as_deref().map(|tls| (tls, &*endpoint.name)), &check.path))
-                .await
-            {
-                Ok(result) => result,
-                Err(_) => Err(format!("no answer in {:?}", check.timeout)),
-            };
+        // For a moment during a reload.
+        if tls.is_none() && endpoint.transport.tls.is_some() {
+            continue;
+        }
+        let is_h2c = endpoint.transport.protocol == EndpointProtocol::H2c;
+        let result = match timeout(
+            check.timeout,
+            ask(target, tls.as_deref().map(|tls| (tls, &*endpoint.name)), is_h2c, &check.path),
+        )
+        .await
+        {
+            Ok(result) => result,
+            Err(_) => Err(format!("no answer in {:?}", check.timeout)),
+        };
         let is_first = streak.is_healthy.is_none();
         let Some(is_healthy) = streak.add(result.is_ok(), &check) else { continue };
         endpoint.health.set_healthy(is_healthy);
@@ -138,22 +145,53 @@ async fn watch(labels: Labels, endpoints_tls: EndpointsTls, endpoint: Arc<Endpoi
 }
 
 /// One check; with TLS, of the endpoint that is called so.
-async fn ask(target: SocketAddr, tls: Option<(&Client, &str)>, path: &str) -> Result<(), String> {
+async fn ask(target: SocketAddr, tls: Option<(&Client, &str)>, is_h2c: bool, path: &str) -> Result<(), String> {
     let tcp = TcpStream::connect(target).await.map_err(|e| format!("connect: {e}"))?;
-    let Some((client, name)) = tls else { return ask_over(tcp, target, path).await };
+    let Some((client, name)) = tls else {
+        return if is_h2c { ask_http2(tcp, "http", target, path).await } else { ask_over(tcp, target, path).await };
+    };
     let stream = client.connect(tcp, name).await.map_err(|e| format!("TLS: {e}"))?;
+    if is_http2(&stream) {
+        return ask_http2(stream, "https", target, path).await;
+    }
     ask_over(stream, target, path).await
 }
+
+async fn ask_http2(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    scheme: &str,
+    target: SocketAddr,
+    path: &str,
+) -> Result<(), String> {
+    let (sender, connection) = h2::client::handshake(stream).await.map_err(|e| format!("HTTP/2: {e}"))?;
+    let request = http::Request::get(format!("{scheme}://{target}{path}"))
+        .header(http::header::USER_AGENT, AGENT)
+        .body(())
+        .map_err(|e| format!("request: {e}"))?;
+    let exchange = async {
+        let mut sender = sender.ready().await?;
+        let (response, _) = sender.send_request(request, true)?;
+        response.await
+    };
+    // Either the answer, or the end of the connection without one.
+    let response = tokio::select! {
+        response = exchange => response.map_err(|e| format!("HTTP/2: {e}"))?,
+        ended = connection => return Err(ended.map_or_else(|e| format!("HTTP/2: {e}"), |()| "closed".to_owned())),
+    };
+    match response.status().as_u16() {
+        200..=299 => Ok(()),
+        status => Err(format!("status {status}")),
+    }
+}
+
+const AGENT: &str = concat!("perch-check/", env!("CARGO_PKG_VERSION"));
 
 async fn ask_over(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     target: SocketAddr,
     path: &str,
 ) -> Result<(), String> {
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: {target}\r\nUser-Agent: perch-check/{}\r\nConnection: close\r\n\r\n",
-        env!("CARGO_PKG_VERSION")
-    );
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {target}\r\nUser-Agent: {AGENT}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.map_err(|e| format!("send: {e}"))?;
     stream.flush().await.map_err(|e| format!("send: {e}"))?;
     let mut head = Vec::with_capacity(1024);

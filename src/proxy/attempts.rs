@@ -31,7 +31,19 @@ pub(crate) struct Attempts<'a> {
     count: u32,
     has_failed: bool,
     wants_fresh: bool,
+    was_refused: bool,
     now: u64,
+}
+
+/// What is still here of a request of which some may have been sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kept {
+    /// Some of its body went by.
+    Partly,
+    /// All that came so far; there is more to come.
+    SoFar,
+    /// All of it.
+    Whole,
 }
 
 impl<'a> Attempts<'a> {
@@ -39,7 +51,17 @@ impl<'a> Attempts<'a> {
         let now = worker.millis(started);
         plan.service.retry_budget.request(now);
         let endpoint = plan.decision.endpoint.clone();
-        Self { worker, plan, endpoint, tried: Vec::new(), count: 0, has_failed: false, wants_fresh: false, now }
+        Self {
+            worker,
+            plan,
+            endpoint,
+            tried: Vec::new(),
+            count: 0,
+            has_failed: false,
+            wants_fresh: false,
+            was_refused: false,
+            now,
+        }
     }
 
     /// How many were begun.
@@ -62,13 +84,8 @@ impl<'a> Attempts<'a> {
         loop {
             self.make_room(version)?;
             self.count += 1;
-            if !self.wants_fresh
-                && let Some(link) = self.worker.pool.checkout(self.endpoint.id, self.now)
-            {
-                return Ok(link);
-            }
-            let (tls, timeouts) = (&self.worker.shared.endpoints_tls, &self.plan.service.config.timeouts);
-            match upstream::connect(tls, timeouts, version, &self.endpoint).await {
+            let (worker, timeouts) = (self.worker, &self.plan.service.config.timeouts);
+            match upstream::link(worker, timeouts, version, &self.endpoint, self.wants_fresh, self.now).await {
                 Ok(link) => return Ok(link),
                 Err(reason) => {
                     self.blame(version, reason);
@@ -107,10 +124,14 @@ impl<'a> Attempts<'a> {
     ///
     /// # Errors
     /// With the reason that the client gets, when there is none.
-    pub(crate) fn failed(&mut self, link: Link, reason: Reason, may_repeat: bool) -> Result<(), Reason> {
+    pub(crate) fn failed(&mut self, link: Link, reason: Reason, kept: Kept) -> Result<(), Reason> {
         let was_reused = link.is_reused;
         upstream::discard(link, &self.worker.buffers);
         let version = self.version().ok_or(Reason::Internal)?;
+        if reason == Reason::StreamRefused {
+            return self.refused(version, was_reused, kept);
+        }
+        let may_repeat = reason == Reason::Reset && self.plan.is_idempotent && kept == Kept::Whole;
         if was_reused && reason == Reason::Reset {
             version.metrics.upstream_failure(Reason::ResetOnReuse);
             if !may_repeat {
@@ -122,6 +143,22 @@ impl<'a> Attempts<'a> {
         }
         self.blame(version, reason);
         if may_repeat { self.elsewhere(version, reason) } else { Err(reason) }
+    }
+
+    /// The endpoint did nothing with it: any request may be sent again, to the same endpoint, whose connection that was
+    /// told to go away takes no more. A connection that goes away refuses many at once, so the first time is free.
+    fn refused(&mut self, version: &Version, was_reused: bool, kept: Kept) -> Result<(), Reason> {
+        version.metrics.upstream_failure(Reason::StreamRefused);
+        let is_free = was_reused && !self.was_refused;
+        self.was_refused = true;
+        if kept == Kept::Partly || self.count >= MOST {
+            return Err(Reason::StreamRefused);
+        }
+        if !is_free && !self.plan.service.retry_budget.take(self.now) {
+            return Err(Reason::RetryBudget);
+        }
+        version.metrics.retry();
+        Ok(())
     }
 
     /// Counts a failure against the endpoint.

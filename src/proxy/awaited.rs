@@ -13,6 +13,7 @@ use super::connection::Connection;
 use super::http1::head::find_end;
 use super::http1::response::HEAD_BYTES;
 use super::request::Plan;
+use super::stream_to_endpoint::StreamError;
 use super::upstream::Link;
 use crate::reason::Reason;
 
@@ -54,6 +55,17 @@ impl Deadlines {
 
     pub(crate) fn of(connection: &Connection, plan: &Plan) -> Self {
         let (client, endpoint) = (&connection.listener.config.timeouts, &plan.service.config.timeouts);
+        if let Some(call) = plan.grpc {
+            // A stream may be silent for long, both ways, and that says nothing about who is to blame.
+            let silence = call.silence(client.upgraded_idle);
+            return Self {
+                response_head: silence,
+                response_body: silence,
+                request_body: silence,
+                body_rate: 0,
+                write: client.write,
+            };
+        }
         Self {
             response_head: endpoint.response_head,
             response_body: endpoint.body,
@@ -129,9 +141,13 @@ impl HeadWait {
             }
             match link.buffer.poll_fill(cx, &mut link.io, Size::Body, buffers) {
                 Poll::Ready(Ok(n)) if n > 0 => {}
-                Poll::Ready(_) => {
-                    let reason = if self.seen == 0 { Reason::Reset } else { Reason::BadResponse };
-                    return Poll::Ready(Err(Broken::Endpoint(reason)));
+                Poll::Ready(ended) => {
+                    return Poll::Ready(Err(match ended.as_ref().err().and_then(StreamError::of) {
+                        Some(StreamError::Refused) => Broken::Endpoint(Reason::StreamRefused),
+                        Some(StreamError::Unsendable) => Broken::Client(Reason::Target),
+                        _ if self.seen == 0 => Broken::Endpoint(Reason::Reset),
+                        _ => Broken::Endpoint(Reason::BadResponse),
+                    }));
                 }
                 Poll::Pending => return Poll::Pending,
             }

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use super::attempts::Attempts;
 use super::awaited::{Broken, Deadlines, HeadWait, Upward};
 use super::connection::Connection;
+use super::grpc;
 use super::http1::body::Framing;
 use super::http1::response::{self, ResponseHead};
 use super::journal::Entry;
@@ -167,6 +168,7 @@ async fn handle(session: &Rc<Session>, request: Request<Incoming>, stream: Activ
     let mut open = OpenEntry { session, entry: Some(Entry::new(worker, connection, Protocol::Http2)) };
     let entry = open.entry.as_mut().expect("it was just put there");
     let (parts, incoming) = request.into_parts();
+    let is_grpc = grpc::is_call(&parts.headers);
     let mut out = worker.buffers.scratch();
     let target = parts.uri.path_and_query().map_or("", |t| t.as_str());
     let authority = parts.uri.authority().map(|a| a.as_str());
@@ -197,7 +199,7 @@ async fn handle(session: &Rc<Session>, request: Request<Incoming>, stream: Activ
                 Instead::Refuse(reason) => {
                     entry.status = reason.status();
                     entry.reason = Some(reason);
-                    respond::error_h2(reason, None)
+                    error(reason, is_grpc, None)
                 }
                 Instead::Redirect { status, location } => {
                     entry.status = status;
@@ -239,12 +241,16 @@ async fn handle(session: &Rc<Session>, request: Request<Incoming>, stream: Activ
         Err(Broken::Client(reason) | Broken::Endpoint(reason)) => {
             entry.status = reason.status();
             entry.reason = Some(reason);
-            let response = respond::error_h2(reason, entry.request_id());
+            let response = error(reason, is_grpc, entry.request_id());
             worker.buffers.recycle(upload.into_head());
             open.finish();
             response.map(|body| Answer::Own(body, session.clone()))
         }
     }
+}
+
+fn error(reason: Reason, is_grpc: bool, request_id: Option<&str>) -> Response<Bytes> {
+    if is_grpc { grpc::error(reason, request_id) } else { respond::error_h2(reason, request_id) }
 }
 
 /// A request's entry until its response takes it over: a client may reset its stream at each `await` before that, and
@@ -347,8 +353,7 @@ impl Exchange<'_> {
                     return Ok((link, head, length));
                 }
                 Err(Broken::Endpoint(reason)) => {
-                    let may_repeat = reason == Reason::Reset && self.plan.is_idempotent && self.upload.is_replayable();
-                    attempts.failed(link, reason, may_repeat).map_err(Broken::Endpoint)?;
+                    attempts.failed(link, reason, self.upload.kept()).map_err(Broken::Endpoint)?;
                     self.upload.rewind();
                 }
                 Err(client) => {

@@ -12,6 +12,7 @@ use http::header::HeaderName;
 use ipnet::IpNet;
 
 use super::connection::Connection;
+use super::grpc;
 use super::http1::body::Framing;
 use super::http1::response::{length_line, line};
 use super::worker::Worker;
@@ -66,6 +67,7 @@ pub(crate) struct Plan {
     pub(crate) is_idempotent: bool,
     pub(crate) expects_continue: bool,
     pub(crate) is_upgrade: bool,
+    pub(crate) grpc: Option<grpc::Call>,
     /// The client wants its connection closed afterwards.
     pub(crate) closes: bool,
     pub(crate) protocol: Protocol,
@@ -171,6 +173,7 @@ pub(crate) fn plan<'a>(
         is_idempotent: matches!(request.method, "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE"),
         expects_continue: facts.expects_continue && facts.framing != Framing::Empty,
         is_upgrade,
+        grpc: (request.method == "POST").then(|| grpc::Call::of(fields.clone())).flatten(),
         closes: facts.tokens.close || (request.protocol == Protocol::Http10 && !facts.tokens.keep_alive),
         protocol: request.protocol,
         client,

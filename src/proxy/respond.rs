@@ -22,6 +22,7 @@ pub(crate) fn ends_connection(reason: Reason) -> bool {
             | Reason::ConnectTimeout
             | Reason::ConnectFailed
             | Reason::UpstreamTls
+            | Reason::StreamRefused
             | Reason::LocalPorts
             | Reason::ResponseTimeout
             | Reason::Reset

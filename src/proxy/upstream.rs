@@ -13,8 +13,10 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::buffer::{Buffer, Buffers};
-use super::wire::{Tls, Wire};
-use crate::config::ServiceTimeouts;
+use super::multiplex::Turn;
+use super::wire::{Settings, Tls, Wire};
+use super::worker::Worker;
+use crate::config::{EndpointProtocol, ServiceTimeouts};
 use crate::endpoint_tls::EndpointsTls;
 use crate::reason::Reason;
 use crate::state::snapshot::{Endpoint, EndpointId, Version};
@@ -35,6 +37,18 @@ pub(crate) struct Link {
 }
 
 impl Link {
+    fn new(io: Wire, endpoint: &Arc<Endpoint>, timeouts: &ServiceTimeouts, in_flight: InFlight) -> Self {
+        Self {
+            io,
+            buffer: Buffer::default(),
+            endpoint: endpoint.clone(),
+            is_reused: false,
+            in_flight: Some(in_flight),
+            idle_since: 0,
+            idle_timeout: u64::try_from(timeouts.idle.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
     /// Whether it may serve another request.
     fn is_quiet(&mut self) -> bool {
         self.buffer.is_empty() && self.io.is_quiet()
@@ -68,7 +82,8 @@ impl Pool {
 
     /// Takes back a connection whose exchange has ended cleanly.
     pub(crate) fn checkin(&self, mut link: Link, now: u64) {
-        if !link.buffer.is_empty() || link.endpoint.health.is_gone() {
+        // A stream is over; its connection is in no link.
+        if !link.buffer.is_empty() || link.endpoint.health.is_gone() || matches!(link.io, Wire::Http2(_)) {
             return;
         }
         link.idle_since = now;
@@ -98,14 +113,82 @@ impl Pool {
     }
 }
 
-/// Opens a connection, with TLS where the endpoint has it.
-pub(crate) async fn connect(
-    endpoints_tls: &EndpointsTls,
+/// A connection to an endpoint, or a stream of one: kept, unless `is_fresh` is asked for, or new.
+pub(crate) async fn link(
+    worker: &Worker,
     timeouts: &ServiceTimeouts,
     version: &Version,
     endpoint: &Arc<Endpoint>,
+    is_fresh: bool,
+    now: u64,
 ) -> Result<Link, Reason> {
-    let in_flight = Some(InFlight::new(endpoint));
+    if !is_fresh && let Some(link) = worker.pool.checkout(endpoint.id, now) {
+        return Ok(link);
+    }
+    match endpoint.transport.protocol {
+        EndpointProtocol::Http1 => {
+            let in_flight = InFlight::new(endpoint);
+            let io = open(worker, timeouts, version, endpoint).await?;
+            Ok(Link::new(io, endpoint, timeouts, in_flight))
+        }
+        EndpointProtocol::H2c | EndpointProtocol::H2 | EndpointProtocol::Auto => {
+            Box::pin(multiplexed(worker, timeouts, version, endpoint, is_fresh)).await
+        }
+    }
+}
+
+/// A stream; or a connection, if the endpoint chooses HTTP/1.
+async fn multiplexed(
+    worker: &Worker,
+    timeouts: &ServiceTimeouts,
+    version: &Version,
+    endpoint: &Arc<Endpoint>,
+    mut is_fresh: bool,
+) -> Result<Link, Reason> {
+    let in_flight = InFlight::new(endpoint);
+    loop {
+        if !is_fresh && let Some((stream, is_used)) = worker.multiplexed.stream(endpoint.id) {
+            let io = Wire::Http2(Box::new(stream));
+            return Ok(Link { is_reused: is_used, ..Link::new(io, endpoint, timeouts, in_flight) });
+        }
+        // What is opened from now on is fresh enough.
+        is_fresh = false;
+        let opener = match worker.multiplexed.turn(endpoint.id) {
+            Turn::Wait(opening) => {
+                opening.ended().await?;
+                continue;
+            }
+            Turn::Open(opener) => Some(opener),
+            Turn::Alone => None,
+        };
+        let opened = async {
+            let io = open(worker, timeouts, version, endpoint).await?;
+            if endpoint.transport.protocol == EndpointProtocol::Auto && !io.is_http2() {
+                worker.multiplexed.speaks_http1(endpoint.id);
+                return Ok(Some(io));
+            }
+            worker.multiplexed.start(io, endpoint, timeouts.idle).await.map(|()| None)
+        };
+        match opened.await {
+            Ok(Some(io)) => return Ok(Link::new(io, endpoint, timeouts, in_flight)),
+            Ok(None) => {}
+            Err(reason) => {
+                if let Some(opener) = opener {
+                    opener.failed(reason);
+                }
+                return Err(reason);
+            }
+        }
+    }
+}
+
+/// Opens a connection, with TLS where the endpoint has it.
+async fn open(
+    worker: &Worker,
+    timeouts: &ServiceTimeouts,
+    version: &Version,
+    endpoint: &Arc<Endpoint>,
+) -> Result<Wire, Reason> {
     let started = Instant::now();
     // One deadline for all of it.
     let opened = tokio::time::timeout(timeouts.connect, async {
@@ -116,20 +199,12 @@ pub(crate) async fn connect(
         }
         match endpoint.transport.tls {
             None => Ok(Wire::Plain(tcp)),
-            Some(_) => shake_hands(endpoints_tls, version, endpoint, tcp).await,
+            Some(_) => shake_hands(&worker.shared.endpoints_tls, version, endpoint, tcp).await,
         }
     });
     let io = opened.await.map_err(|_| Reason::ConnectTimeout)??;
     version.metrics.connect(started.elapsed().as_secs_f64());
-    Ok(Link {
-        io,
-        buffer: Buffer::default(),
-        endpoint: endpoint.clone(),
-        is_reused: false,
-        in_flight,
-        idle_since: 0,
-        idle_timeout: u64::try_from(timeouts.idle.as_millis()).unwrap_or(u64::MAX),
-    })
+    Ok(io)
 }
 
 async fn shake_hands(
@@ -139,9 +214,9 @@ async fn shake_hands(
     tcp: TcpStream,
 ) -> Result<Wire, Reason> {
     let client = endpoints_tls.client(&endpoint.transport).ok_or(Reason::Internal)?;
-    let generation = client.generation();
+    let settings = Settings::now(client.clone());
     match client.connect(tcp, &endpoint.name).await {
-        Ok(stream) => Ok(Wire::Tls(Box::new(Tls::new(stream, client, generation)))),
+        Ok(stream) => Ok(Wire::Tls(Box::new(Tls { stream, settings }))),
         Err(error) => {
             if client.may_tell() {
                 tracing::warn!(

@@ -9,7 +9,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use crate::endpoint_tls::Client;
+use super::stream_to_endpoint::Http2Stream;
+use crate::endpoint_tls::{Client, is_http2};
 
 /// Plain or TLS.
 #[derive(Debug)]
@@ -17,20 +18,32 @@ pub(crate) enum Wire {
     Plain(TcpStream),
     // Boxed: rustls' connection is about 1 KiB, and links are moved.
     Tls(Box<Tls>),
+    /// One of many on an HTTP/2 connection.
+    Http2(Box<Http2Stream>),
 }
 
 /// A TLS connection and the settings it was made with.
 #[derive(Debug)]
 pub(crate) struct Tls {
-    stream: TlsStream<TcpStream>,
+    pub(crate) stream: TlsStream<TcpStream>,
+    pub(crate) settings: Settings,
+}
+
+/// TLS settings as they were before a handshake.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
     client: Arc<Client>,
     generation: u64,
 }
 
-impl Tls {
-    /// `generation` is that of `client` before the handshake.
-    pub(crate) fn new(stream: TlsStream<TcpStream>, client: Arc<Client>, generation: u64) -> Self {
-        Self { stream, client, generation }
+impl Settings {
+    pub(crate) fn now(client: Arc<Client>) -> Self {
+        Self { generation: client.generation(), client }
+    }
+
+    /// Whom perch trusts, and who it is, has not changed since.
+    pub(crate) fn are_current(&self) -> bool {
+        self.client.generation() == self.generation
     }
 }
 
@@ -43,11 +56,25 @@ impl Wire {
             // Session tickets come after the handshake and are no answer: rustls has to look at what is there.
             Self::Tls(tls) => {
                 let mut byte = [0];
-                // Whom perch trusts, or who it is, may have changed since.
-                tls.client.generation() == tls.generation
+                tls.settings.are_current()
                     && Pin::new(&mut tls.stream).poll_read(&mut cx, &mut ReadBuf::new(&mut byte)).is_pending()
             }
+            // A stream serves one request.
+            Self::Http2(_) => false,
         }
+    }
+
+    /// What its TLS was made with.
+    pub(crate) fn settings(&self) -> Option<Settings> {
+        match self {
+            Self::Tls(tls) => Some(tls.settings.clone()),
+            Self::Plain(_) | Self::Http2(_) => None,
+        }
+    }
+
+    /// HTTP/2 was agreed on in the TLS handshake.
+    pub(crate) fn is_http2(&self) -> bool {
+        matches!(self, Self::Tls(tls) if is_http2(&tls.stream))
     }
 
     /// Says goodbye as far as that takes no waiting: an endpoint that is told of the end logs no truncated session.
@@ -72,6 +99,7 @@ impl AsyncRead for Wire {
                 }
                 Pin::new(&mut tls.stream).poll_read(cx, buf)
             }
+            Self::Http2(stream) => Pin::new(stream.as_mut()).poll_read(cx, buf),
         }
     }
 }
@@ -81,6 +109,7 @@ impl AsyncWrite for Wire {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
             Self::Tls(tls) => Pin::new(&mut tls.stream).poll_write(cx, buf),
+            Self::Http2(stream) => Pin::new(stream.as_mut()).poll_write(cx, buf),
         }
     }
 
@@ -88,6 +117,7 @@ impl AsyncWrite for Wire {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
             Self::Tls(tls) => Pin::new(&mut tls.stream).poll_flush(cx),
+            Self::Http2(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
         }
     }
 
@@ -95,6 +125,7 @@ impl AsyncWrite for Wire {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Self::Tls(tls) => Pin::new(&mut tls.stream).poll_shutdown(cx),
+            Self::Http2(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
         }
     }
 }

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::buffer::Buffers;
 use super::connection::Registry;
+use super::multiplex::Multiplexed;
 use super::upstream::Pool;
 use super::watchdog::Kennel;
 use crate::access_log::AccessLog;
@@ -41,6 +42,7 @@ pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) buffers: Buffers,
     pub(crate) pool: Pool,
+    pub(crate) multiplexed: Multiplexed,
     pub(crate) kennel: Kennel,
     pub(crate) registry: Rc<Registry>,
     reader: RefCell<Reader>,
@@ -64,6 +66,7 @@ impl Worker {
         Self {
             buffers: Buffers::default(),
             pool: Pool::default(),
+            multiplexed: Multiplexed::default(),
             kennel: Kennel::default(),
             registry: Rc::default(),
             reader: RefCell::new(reader),
@@ -135,6 +138,7 @@ impl Worker {
         // Lets go of an old snapshot too, when no request has come since.
         drop(self.snapshot());
         self.pool.sweep(self.now_millis());
+        self.multiplexed.sweep(self.now_millis());
     }
 
     /// How long a request may take from now on once a drain's deadline is known.

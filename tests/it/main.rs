@@ -17,6 +17,7 @@ mod config;
 mod demo;
 mod docs;
 mod drain;
+mod endpoint_http2;
 mod endpoint_tls;
 mod faults;
 mod fields;
@@ -24,6 +25,7 @@ mod floods;
 mod frames;
 #[allow(unreachable_pub, reason = "a kit that the modules share")]
 mod front;
+mod grpc;
 mod health;
 mod http1;
 mod http2;

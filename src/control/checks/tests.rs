@@ -86,7 +86,7 @@ async fn what_a_check_takes_for_healthy() {
         "SSH-2.0-x\r\n",
     ] {
         answer.send_replace(text);
-        seen.push(ask(address, None, "/").await.is_ok());
+        seen.push(ask(address, None, false, "/").await.is_ok());
     }
 
     assert_eq!(seen, [true, true, true, true, false, false, false, false, false]);
@@ -96,7 +96,7 @@ async fn what_a_check_takes_for_healthy() {
 async fn a_refused_connection_is_unhealthy() {
     let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap();
 
-    assert!(ask(free, None, "/").await.unwrap_err().starts_with("connect: "));
+    assert!(ask(free, None, false, "/").await.unwrap_err().starts_with("connect: "));
 }
 
 #[tokio::test]

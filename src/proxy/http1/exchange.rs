@@ -30,7 +30,7 @@ pub(crate) struct ClientSide {
 }
 
 /// Payload that goes out with the head in one write: one TLS record, one system call.
-pub(super) const WITH_HEAD: usize = 16 * 1024;
+pub(crate) const WITH_HEAD: usize = 16 * 1024;
 
 /// What ended the wait for a head.
 #[derive(Debug, PartialEq, Eq)]

@@ -192,8 +192,7 @@ impl Session {
                     return Ok(Answer { link, head, length });
                 }
                 Err(Broken::Endpoint(reason)) => {
-                    let may_repeat = reason == Reason::Reset && plan.is_idempotent && upload.is_replayable();
-                    attempts.failed(link, reason, may_repeat).map_err(Broken::Endpoint)?;
+                    attempts.failed(link, reason, upload.kept()).map_err(Broken::Endpoint)?;
                     upload.rewind();
                 }
                 Err(client) => {

@@ -9,6 +9,7 @@ use tokio::io::AsyncWrite;
 
 use super::body::{self, Decoder, Framing, Piece};
 use super::exchange::WITH_HEAD;
+use crate::proxy::attempts::Kept;
 use crate::proxy::awaited::{Broken, Progress, Upward};
 use crate::proxy::buffer::{Buffer, Buffers, Size};
 use crate::proxy::stream::Stream;
@@ -99,9 +100,13 @@ impl Upload {
         self.ended
     }
 
-    /// Everything that was sent is still here, and nothing is left to read.
-    pub(crate) fn is_replayable(&self) -> bool {
-        self.ended && !self.is_streamed
+    /// What can be sent again.
+    pub(crate) fn kept(&self) -> Kept {
+        match (self.is_streamed, self.ended) {
+            (true, _) => Kept::Partly,
+            (false, false) => Kept::SoFar,
+            (false, true) => Kept::Whole,
+        }
     }
 
     /// Starts again on another connection.

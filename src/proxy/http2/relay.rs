@@ -17,6 +17,7 @@ use super::super::buffer::Size;
 use super::super::http1::body::{Decoder, Framing, Piece};
 use super::super::http1::response::ResponseHead;
 use super::super::journal::Entry;
+use super::super::stream_to_endpoint::StreamError;
 use super::super::upstream::{self, Link};
 use super::super::watchdog::Watchdog;
 use super::upload::Upload;
@@ -39,6 +40,8 @@ pub(super) struct Relay {
     keeps_alive: bool,
     deadlines: Deadlines,
     dog: Option<Watchdog>,
+    /// The code that the endpoint ended its stream with.
+    reset: Option<h2::Reason>,
     /// All of these until the end.
     live: Option<Live>,
 }
@@ -49,10 +52,14 @@ struct Live {
     entry: Entry,
 }
 
-/// Why a body ended early; hyper resets the stream with INTERNAL_ERROR.
+/// Why a body ended early; hyper resets the stream with the code of the source, or INTERNAL_ERROR.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(super) struct Cut(Reason);
+#[error("{reason}")]
+pub(super) struct Cut {
+    reason: Reason,
+    /// What the endpoint reset its stream with.
+    source: Option<h2::Error>,
+}
 
 impl Relay {
     pub(super) fn new(
@@ -76,6 +83,7 @@ impl Relay {
             keeps_alive: head.keeps_alive,
             deadlines,
             dog: None,
+            reset: None,
             live: Some(Live { link, upload, entry }),
         };
         if relay.decoder.is_done() {
@@ -141,7 +149,12 @@ impl Relay {
                     self.end(None);
                     return Poll::Ready(Ok(None));
                 }
-                Poll::Ready(_) => return Poll::Ready(Err(Reason::UpstreamTruncated)),
+                Poll::Ready(ended) => {
+                    if let Some(StreamError::Reset(code)) = ended.as_ref().err().and_then(StreamError::of) {
+                        self.reset = Some(code);
+                    }
+                    return Poll::Ready(Err(Reason::UpstreamTruncated));
+                }
                 Poll::Pending => {
                     let wait = self.deadlines.response_body;
                     let dog = self.dog.get_or_insert_with(|| Watchdog::new(Instant::now() + wait));
@@ -189,7 +202,7 @@ impl Body for Answer {
                 Ok(frame) => frame.map(Ok),
                 Err(reason) => {
                     relay.end(Some(reason));
-                    Some(Err(Cut(reason)))
+                    Some(Err(Cut { reason, source: relay.reset.map(h2::Error::from) }))
                 }
             }),
         }

@@ -6,8 +6,10 @@ use std::task::{Context, Poll, ready};
 use hyper::body::{Body, Incoming};
 use tokio::io::AsyncWrite;
 
+use super::super::attempts::Kept;
 use super::super::awaited::{Broken, Progress, Upward};
 use super::super::http1::body::{self, Framing};
+use super::super::http1::exchange::WITH_HEAD;
 use super::super::http1::response::line;
 use super::super::upstream::Link;
 use crate::decide::fields;
@@ -18,7 +20,7 @@ use crate::reason::Reason;
 pub(super) struct Upload {
     framing: Framing,
     incoming: Incoming,
-    /// The head; kept until the answer begins, so that it can be sent again.
+    /// The head and the first of the body; kept until the answer begins, so that it can be sent again.
     first: Vec<u8>,
     first_sent: usize,
     pending: Vec<u8>,
@@ -60,8 +62,13 @@ impl Upload {
         self.ended && self.first_sent == self.first.len() && self.pending_sent == self.pending.len()
     }
 
-    pub(super) fn is_replayable(&self) -> bool {
-        self.ended && !self.is_streamed
+    /// What can be sent again.
+    pub(super) fn kept(&self) -> Kept {
+        match (self.is_streamed, self.ended) {
+            (true, _) => Kept::Partly,
+            (false, false) => Kept::SoFar,
+            (false, true) => Kept::Whole,
+        }
     }
 
     pub(super) fn rewind(&mut self) {
@@ -79,8 +86,8 @@ impl Upload {
                 line(name.as_str().as_bytes(), value.as_bytes(), &mut lines);
             }
         }
-        body::encode_end(self.framing, &lines, &mut self.pending);
-        self.is_streamed = true;
+        let out = if self.is_streamed { &mut self.pending } else { &mut self.first };
+        body::encode_end(self.framing, &lines, out);
         self.ended = true;
     }
 
@@ -109,11 +116,13 @@ impl Upward for Upload {
             }
             match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
                 Some(Ok(frame)) => {
-                    self.is_streamed = true;
                     match frame.into_data() {
                         Ok(data) => {
                             self.bytes += data.len() as u64;
-                            body::encode(self.framing, &data, &mut self.pending);
+                            // As much of a body as may be sent again stays with the head: all of most gRPC calls.
+                            self.is_streamed |= self.first.len() + data.len() > WITH_HEAD;
+                            let out = if self.is_streamed { &mut self.pending } else { &mut self.first };
+                            body::encode(self.framing, &data, out);
                         }
                         Err(frame) => {
                             if let Ok(trailers) = frame.into_trailers() {

@@ -6,6 +6,7 @@ mod authority;
 mod backend;
 mod client;
 pub mod h2;
+pub mod h2_backend;
 mod perch;
 mod process;
 mod tls_relay;

@@ -25,7 +25,8 @@ pub struct Handshake {
 pub struct TlsRelay {
     pub address: SocketAddr,
     handshakes: Arc<Mutex<Vec<Handshake>>>,
-    _runtime: tokio::runtime::Runtime,
+    /// There until it is dropped.
+    runtime: Option<tokio::runtime::Runtime>,
 }
 
 impl TlsRelay {
@@ -49,11 +50,12 @@ impl TlsRelay {
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
 
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
+        listener.set_nonblocking(true).unwrap();
         let handshakes = Arc::<Mutex<Vec<Handshake>>>::default();
         runtime.spawn(accept(listener, to, Arc::new(config), handshakes.clone()));
-        Self { address, handshakes, _runtime: runtime }
+        Self { address, handshakes, runtime: Some(runtime) }
     }
 
     /// All completed ones so far.
@@ -62,12 +64,20 @@ impl TlsRelay {
     }
 }
 
+impl Drop for TlsRelay {
+    fn drop(&mut self) {
+        // Tests drop it inside a runtime of their own, which must not be blocked.
+        self.runtime.take().expect("it is dropped once").shutdown_background();
+    }
+}
+
 async fn accept(
-    listener: TcpListener,
+    listener: std::net::TcpListener,
     to: SocketAddr,
     config: Arc<ServerConfig>,
     handshakes: Arc<Mutex<Vec<Handshake>>>,
 ) {
+    let listener = TcpListener::from_std(listener).unwrap();
     while let Ok((tcp, _)) = listener.accept().await {
         let (config, handshakes) = (config.clone(), handshakes.clone());
         tokio::spawn(async move {
