@@ -128,9 +128,9 @@ impl RampState {
     /// it: with more than the first step it begins at the last step that it is not below.
     #[must_use]
     pub fn begin(plan: Plan, canary: &str, stable: &str, share: f64, start: Option<String>) -> (Self, Option<f64>) {
-        let has = |step: &Step| step.share <= share + 1e-9;
+        let has = |step: &Step| step.share <= share * 1.001;
         let step = plan.steps.iter().rposition(has).unwrap_or(0);
-        let first = plan.steps.get(step).filter(|step| step.share > share + 1e-9).map(|step| step.share);
+        let first = plan.steps.get(step).filter(|step| step.share > share * 1.001).map(|step| step.share);
         let mut guard = Guard::default();
         guard.begin_step();
         let state = Self {

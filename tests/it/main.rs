@@ -33,6 +33,7 @@ mod kubernetes;
 mod layers;
 mod load;
 mod process;
+mod ramp;
 mod reload;
 mod requests;
 mod slow;
