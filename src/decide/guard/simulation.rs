@@ -298,3 +298,25 @@ fn operating_characteristics() {
         }
     }
 }
+
+/// The limit that docs/rollouts.md warns of: failures that belong to clients, not to versions. One client in twenty has
+/// most of the failures, and a canary of few clients has more or fewer of those by chance.
+#[test]
+#[ignore = "the second table of docs/rollouts.md; takes minutes without optimisation"]
+fn failures_that_belong_to_clients() {
+    let (ramps, errors, troubled) = (1_000, 0.01, 0.05);
+    for clients in [10, 30, 100, 300, 1_000, 10_000] {
+        for tolerance in [0.0, 0.5, 1.0, 2.0] {
+            let rules = Rules { error_tolerance: tolerance, ..Rules::default() };
+            let mut simulation = Simulation { chance: Chance(clients), group: 4, shares: HashMap::new() };
+            let aborted = (0..ramps).filter(|_| {
+                let mine = (0..clients).filter(|_| simulation.chance.next() < troubled).count();
+                let fault = Fault { errors: mine as f64 / (clients as f64 * troubled), stretch: 1.0 };
+                let world = World { errors, latency: LOG_NORMAL, varies: false };
+                simulation.ramp(&rules, world, fault, &FIRST).is_some()
+            });
+            let part = 100.0 * share(aborted.count(), ramps);
+            println!("{clients} canary clients, tolerance {:.0}%: {part:.1}% false aborts", 100.0 * tolerance);
+        }
+    }
+}
