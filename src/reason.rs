@@ -77,6 +77,7 @@ reasons! {
     TlsSni "tls-sni" 400 "No certificate is held for this server name.",
     TlsAlpn "tls-alpn" 400 "No protocol is spoken by both sides.",
     TlsVersion "tls-version" 400 "This version of TLS is not supported.",
+    TlsClientCertificate "tls-client-certificate" 400 "The client's certificate is missing or does not hold.",
     TlsHandshake "tls-handshake" 400 "The TLS handshake did not succeed.",
     /// The client went away before its response was complete.
     ClientAbort "client-abort" 499 "The client went away.",

@@ -301,8 +301,11 @@ fn read_endpoints_tls(
 /// Files whose change matters: the configuration and what it names.
 fn watched(config: &Config, file: Option<&PathBuf>) -> Vec<PathBuf> {
     let pairs = config.listeners.iter().filter_map(|l| l.tls.as_ref()).flat_map(|t| &t.certificates);
+    let tls = config.listeners.iter().filter_map(|l| l.tls.as_ref());
+    let clients = tls.flat_map(|t| &t.client_certificates).flat_map(|c| c.ca_files.clone());
     pairs
         .flat_map(|p| [p.cert_file.clone(), p.key_file.clone()])
+        .chain(clients)
         .chain(endpoint_tls::files(config))
         .chain(file.cloned())
         .collect()

@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::model::{
-    Affinity, Config, EndpointTls, HealthCheck, KubernetesPort, Listener, LogFormat, OnDecrease, PathMatch, Rollout,
-    Route, Secret, Service, TlsVersion, Version,
+    Affinity, ClientCertificateMode, Config, EndpointTls, HealthCheck, KubernetesPort, Listener, LogFormat, OnDecrease,
+    PathMatch, Rollout, Route, Secret, Service, TlsVersion, Version,
 };
 use super::rollout::percent;
 use super::scalar::duration_text;
@@ -74,14 +74,25 @@ fn listener(listener: &Listener) -> Value {
     let (t, l) = (&listener.timeouts, &listener.limits);
     let tls = listener.tls.as_ref().map(|tls| {
         let pair = |c: &super::CertificateFiles| json!({ "certFile": c.cert_file, "keyFile": c.key_file });
-        json!({
+        let clients = tls.client_certificates.as_ref().map(|c| {
+            let mode = match c.mode {
+                ClientCertificateMode::Required => "required",
+                ClientCertificateMode::Optional => "optional",
+            };
+            json!({ "mode": mode, "caCertificates": c.ca_files })
+        });
+        let mut dumped = json!({
             "certificates": tls.certificates.iter().map(pair).collect::<Value>(),
             "minVersion": match tls.min_version {
                 TlsVersion::V1_2 => "1.2",
                 TlsVersion::V1_3 => "1.3",
             },
             "strictSni": tls.strict_sni,
-        })
+        });
+        if let (Some(clients), Some(map)) = (clients, dumped.as_object_mut()) {
+            map.insert("clientCertificates".to_owned(), clients);
+        }
+        dumped
     });
     object([
         ("name", some(&*listener.name)),

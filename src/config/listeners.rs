@@ -11,7 +11,8 @@ use super::decode::Node;
 use super::defaults;
 use super::file::{Named, Names, TIMEOUT, unique_name};
 use super::model::{
-    CertificateFiles, Listener, ListenerLimits, ListenerTimeouts, ProxyProtocol, RedirectToHttps, Tls, TlsVersion,
+    CertificateFiles, ClientCertificateMode, ClientCertificates, Listener, ListenerLimits, ListenerTimeouts,
+    ProxyProtocol, RedirectToHttps, Tls, TlsVersion,
 };
 use super::scalar;
 
@@ -79,8 +80,26 @@ fn tls(node: &Node<'_>) -> Option<Tls> {
     let versions = [("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)];
     let min_version = map.take("minVersion").and_then(|n| n.word(&versions)).unwrap_or(TlsVersion::V1_2);
     let strict_sni = map.boolean("strictSni", false);
+    let clients = map.take("clientCertificates").map(|n| client_certificates(&n));
     map.finish();
-    Some(Tls { certificates: certificates?, min_version, strict_sni })
+    let client_certificates = match clients {
+        None => None,
+        // A broken one must not become none.
+        Some(clients) => Some(clients?),
+    };
+    Some(Tls { certificates: certificates?, min_version, strict_sni, client_certificates })
+}
+
+fn client_certificates(node: &Node<'_>) -> Option<ClientCertificates> {
+    let mut map = node.map()?;
+    let modes = [("required", ClientCertificateMode::Required), ("optional", ClientCertificateMode::Optional)];
+    let mode = map.need("mode", "required or optional").and_then(|n| n.word(&modes));
+    let files = map
+        .need("caCertificates", "a list of paths of PEM files")
+        .and_then(|n| n.filled_list("paths of PEM files with CA certificates"))
+        .map(|nodes| nodes.iter().filter_map(Node::file).collect());
+    map.finish();
+    Some(ClientCertificates { mode: mode?, ca_files: files? })
 }
 
 pub(super) fn certificate(node: &Node<'_>) -> Option<CertificateFiles> {

@@ -106,6 +106,24 @@ pub struct Tls {
     pub min_version: TlsVersion,
     /// Refuse the handshake (`unrecognized_name`) rather than use the default certificate for an unknown SNI.
     pub strict_sni: bool,
+    /// Clients show who they are.
+    pub client_certificates: Option<ClientCertificates>,
+}
+
+/// Certificates of clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificates {
+    pub mode: ClientCertificateMode,
+    /// PEM bundles of those who may issue them; at least one.
+    pub ca_files: Vec<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientCertificateMode {
+    /// No handshake without one.
+    Required,
+    /// One that is shown must hold.
+    Optional,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

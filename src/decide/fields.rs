@@ -17,6 +17,8 @@ pub enum Field {
     /// A name that becomes one of ours where `_` and `-` are the same (CGI, WSGI): refused.
     UnderscoreAlias,
     Upgrade,
+    /// Who the client is by its certificate: from trusted proxies, unless perch asks for certificates itself.
+    XForwardedClientCert,
     XForwardedFor,
     XForwardedHost,
     XForwardedProto,
@@ -48,7 +50,8 @@ pub fn classify(name: &[u8]) -> Field {
         (16, b'x') if is("x-forwarded-port") => Field::Forwarded,
         (17, b'x') if is("x-forwarded-proto") => Field::XForwardedProto,
         (17, b't') if is("transfer-encoding") => Field::TransferEncoding,
-        (9 | 12 | 14..=17, b'c' | b't' | b'x') if name.contains(&b'_') && is_alias(name) => Field::UnderscoreAlias,
+        (23, b'x') if is("x-forwarded-client-cert") => Field::XForwardedClientCert,
+        (9 | 12 | 14..=17 | 23, b'c' | b't' | b'x') if name.contains(&b'_') && is_alias(name) => Field::UnderscoreAlias,
         _ => Field::Other,
     }
 }
@@ -111,6 +114,7 @@ fn is_protected(name: &[u8]) -> bool {
         | Field::Forwarded
         | Field::Host
         | Field::UnderscoreAlias
+        | Field::XForwardedClientCert
         | Field::XForwardedFor
         | Field::XForwardedHost
         | Field::XForwardedProto
@@ -170,6 +174,7 @@ mod tests {
     fn underscores_do_not_smuggle_our_own_names() {
         assert_eq!(classify(b"X_Forwarded_For"), Field::UnderscoreAlias);
         assert_eq!(classify(b"content_length"), Field::UnderscoreAlias);
+        assert_eq!(classify(b"X-Forwarded_Client-Cert"), Field::UnderscoreAlias);
         assert_eq!(classify(b"my_header"), Field::Other);
     }
 

@@ -236,6 +236,7 @@ impl Arrival {
             is_tls: false,
             tls_version: None,
             certificate: None,
+            client_identity: None,
             seat: self.worker.registry.seat(),
         };
         let Some(tls) = self.tls else {
@@ -264,6 +265,7 @@ impl Arrival {
         connection.is_tls = true;
         connection.tls_version = Some(if is_tls13 { "TLSv1.3" } else { "TLSv1.2" });
         let is_http2 = shaken.is_http2();
+        connection.client_identity = shaken.client_identity().map(Vec::into_boxed_slice);
         connection.certificate = Some(shaken.certificate);
         let stream = Stream::Tls(Box::new(shaken.stream));
         Ok((Prepared { stream, early: Vec::new(), connection, is_http2 }, self.permit))

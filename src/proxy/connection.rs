@@ -28,6 +28,8 @@ pub(crate) struct Connection {
     pub(crate) tls_version: Option<&'static str>,
     /// What the client was shown.
     pub(crate) certificate: Option<Arc<Certificate>>,
+    /// What endpoints are told of the certificate that the client showed.
+    pub(crate) client_identity: Option<Box<[u8]>>,
     pub(crate) seat: Seat,
 }
 

@@ -16,14 +16,14 @@ use super::grpc;
 use super::http1::body::Framing;
 use super::http1::response::{length_line, line};
 use super::worker::Worker;
-use crate::config::Overrides;
+use crate::config::{ClientCertificateMode, Overrides};
 use crate::decide::client_address::client_address;
 use crate::decide::fields::{self, ConnectionTokens, Field};
 use crate::decide::target::{self, Authority};
 use crate::decide::{Forced, NoVersion};
 use crate::reason::Reason;
 use crate::state::decision::{self, Client, Decision};
-use crate::state::snapshot::Service;
+use crate::state::snapshot::{Listener, Service};
 
 /// A request's line, whichever protocol brought it.
 #[derive(Debug)]
@@ -142,6 +142,9 @@ pub(crate) fn plan<'a>(
     // A reload has taken the listener away and its connection is still here: the client may come by another one.
     let listener = snapshot.listeners.iter().find(|l| l.config.name == connection.listener.config.name);
     let listener = listener.ok_or(Reason::Misdirected)?;
+    if lacks_certificate(connection, listener) {
+        return Err(Reason::Misdirected.into());
+    }
     // `OPTIONS *` asks about the server: whoever serves the host's root answers.
     let routed = if path == "*" { "/" } else { &*path };
     let service = listener
@@ -353,6 +356,17 @@ fn forced<'a>(
     })
 }
 
+/// Whether the connection's listener verifies clients itself.
+fn asks_for_certificates(connection: &Connection) -> bool {
+    connection.listener.config.tls.as_ref().is_some_and(|tls| tls.client_certificates.is_some())
+}
+
+/// Whether a certificate is needed now that the connection does not have: it is older than the demand.
+fn lacks_certificate(connection: &Connection, listener: &Listener) -> bool {
+    let clients = listener.config.tls.as_ref().and_then(|tls| tls.client_certificates.as_ref());
+    connection.client_identity.is_none() && clients.is_some_and(|c| c.mode == ClientCertificateMode::Required)
+}
+
 /// Everything the endpoint's head is made of.
 struct Forward<'a> {
     connection: &'a Connection,
@@ -413,6 +427,7 @@ impl Forward<'_> {
             let passes = match fields::classify(name) {
                 Field::Other => !self.facts.tokens.nominates || !is_nominated(name, fields.clone()),
                 Field::Forwarded => self.trusted,
+                Field::XForwardedClientCert => self.trusted && !asks_for_certificates(self.connection),
                 Field::Cookie => self.facts.cookies == 1,
                 _ => false,
             };
@@ -450,6 +465,9 @@ impl Forward<'_> {
         out.extend_from_slice(b"\r\n");
         let given = |wanted| if self.trusted { of(fields.clone(), wanted).next() } else { None };
         let proto: &[u8] = if self.connection.is_tls { b"https" } else { b"http" };
+        if let Some(identity) = &self.connection.client_identity {
+            line(b"x-forwarded-client-cert", identity, out);
+        }
         line(b"x-forwarded-proto", given(Field::XForwardedProto).unwrap_or(proto), out);
         line(b"x-forwarded-host", given(Field::XForwardedHost).unwrap_or(self.authority.as_bytes()), out);
     }

@@ -8,7 +8,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock};
 use std::task::ready;
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -23,18 +23,25 @@ use crate::config::TlsVersion;
 use crate::reason::Reason;
 
 mod certificates;
+mod clients;
 mod self_signed;
 
 use certificates::Certificates;
 pub use certificates::{Certificate, Reload};
+use clients::Clients;
 pub use self_signed::self_signed;
 
 /// What a listener with TLS needs. Cheap to clone; the clones share certificates and tickets.
 #[derive(Clone, Debug)]
 pub struct Tls {
-    config: Arc<ServerConfig>,
+    /// A handshake reads it for as long as a pointer takes to copy; a reload of the clients' CA writes it for as long.
+    config: Arc<RwLock<Arc<ServerConfig>>>,
     certificates: Arc<Certificates>,
     tickets: Arc<dyn ProducesTickets>,
+    /// Of the listener's `tls`.
+    path: Arc<str>,
+    settings: Arc<config::Tls>,
+    clients: Arc<Mutex<Option<Clients>>>,
 }
 
 impl Tls {
@@ -53,29 +60,83 @@ impl Tls {
             // Keys rotate every six hours, tickets live for twelve.
             None => aws_lc_rs::Ticketer::new().map_err(|error| vec![Problem::new(path, no_provider(&error))])?,
         };
+        let clients = match &tls.client_certificates {
+            None => None,
+            Some(settings) => Some(Clients::read(path, settings, &PROVIDER)?),
+        };
+        let config = Self::config(path, tls, &certificates, clients.as_ref(), &tickets)?;
+        let this = Self {
+            config: Arc::new(RwLock::new(config)),
+            certificates,
+            tickets,
+            path: path.into(),
+            settings: Arc::new(tls.clone()),
+            clients: Arc::new(Mutex::new(clients)),
+        };
+        Ok((this, warnings))
+    }
+
+    fn config(
+        path: &str,
+        tls: &config::Tls,
+        certificates: &Arc<Certificates>,
+        clients: Option<&Clients>,
+        tickets: &Arc<dyn ProducesTickets>,
+    ) -> Result<Arc<ServerConfig>, Vec<Problem>> {
         let versions: &[_] = match tls.min_version {
             TlsVersion::V1_2 => &[&rustls::version::TLS13, &rustls::version::TLS12],
             TlsVersion::V1_3 => &[&rustls::version::TLS13],
         };
-
-        let mut config = ServerConfig::builder_with_provider(Arc::clone(&PROVIDER))
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&PROVIDER))
             .with_protocol_versions(versions)
-            .map_err(|error| vec![Problem::new(path, no_provider(&error))])?
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::clone(&certificates) as _);
+            .map_err(|error| vec![Problem::new(path, no_provider(&error))])?;
+        let builder = match clients {
+            None => builder.with_no_client_auth(),
+            Some(clients) => builder.with_client_cert_verifier(Arc::clone(&clients.verifier)),
+        };
+        let mut config = builder.with_cert_resolver(Arc::clone(certificates) as _);
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         // Early data can be replayed (RFC 8446 section 8).
         config.max_early_data_size = 0;
-        config.ticketer = Arc::clone(&tickets);
         // Tickets hold the sessions of both versions: nothing is kept per client.
         config.session_storage = Arc::new(NoServerSessionStorage {});
-        Ok((Self { config: Arc::new(config), certificates, tickets }, warnings))
+        if clients.is_none() {
+            config.ticketer = Arc::clone(tickets);
+        } else {
+            // A resumed session is not verified again: it would outlive its certificate, and the CA's removal.
+            config.send_tls13_tickets = 0;
+        }
+        Ok(Arc::new(config))
+    }
+
+    /// Reads the clients' CA certificates again. True when they are others; problems leave what was.
+    fn reload_clients(&self) -> Result<bool, Vec<Problem>> {
+        let Some(settings) = &self.settings.client_certificates else { return Ok(false) };
+        let new = Clients::read(&self.path, settings, &PROVIDER)?;
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if clients.as_ref().is_some_and(|old| old.read == new.read) {
+            return Ok(false);
+        }
+        let config = Self::config(&self.path, &self.settings, &self.certificates, Some(&new), &self.tickets)?;
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
+        *clients = Some(new);
+        Ok(true)
     }
 
     /// Reads the files again. A pair that cannot be used keeps its old certificate. Connections live on.
     #[must_use]
     pub fn reload(&self) -> Reload {
-        self.certificates.reload()
+        let mut reload = self.certificates.reload();
+        match self.reload_clients() {
+            Ok(true) => reload.replaced.push("CA certificates of clients".into()),
+            Ok(false) => {}
+            Err(problems) => reload.kept.extend(problems),
+        }
+        reload
+    }
+
+    fn current(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The certificates now in use, in the configuration's order.
@@ -115,7 +176,7 @@ impl Tls {
             return Err(HandshakeError::Refused { reason: Reason::TlsSni, cause });
         };
         let started = StartHandshake::from_parts(accepted, stream);
-        match started.into_stream(Arc::clone(&self.config)).into_fallible().await {
+        match started.into_stream(self.current()).into_fallible().await {
             Ok(stream) => Ok(Handshaken { stream, certificate }),
             Err((cause, stream)) => {
                 send_alert(stream, &[]).await;
@@ -135,6 +196,12 @@ pub struct Handshaken<S> {
 }
 
 impl<S> Handshaken<S> {
+    /// What endpoints are told of the certificate that the client showed and perch verified.
+    #[must_use]
+    pub fn client_identity(&self) -> Option<Vec<u8>> {
+        Some(clients::identity(self.stream.get_ref().1.peer_certificates()?.first()?))
+    }
+
     /// The protocol agreed on is HTTP/2. Without ALPN it is HTTP/1.1.
     #[must_use]
     pub fn is_http2(&self) -> bool {
@@ -150,7 +217,7 @@ pub enum HandshakeError<S> {
     /// The client left without a byte, as health checks do.
     Closed,
     Refused {
-        /// One of `tls-sni`, `tls-alpn`, `tls-version`, `tls-handshake`.
+        /// One of `tls-sni`, `tls-alpn`, `tls-version`, `tls-client-certificate`, `tls-handshake`.
         reason: Reason,
         cause: io::Error,
     },
@@ -179,6 +246,10 @@ impl<S> HandshakeError<S> {
                 // Every client since TLS 1.2 sends it: this one is older.
                 | Peer::SignatureAlgorithmsExtensionRequired,
             )) => Reason::TlsVersion,
+            // Only clients' certificates are verified here.
+            Some(rustls::Error::NoCertificatesPresented | rustls::Error::InvalidCertificate(_)) => {
+                Reason::TlsClientCertificate
+            }
             Some(
                 rustls::Error::PeerMisbehaved(rustls::PeerMisbehaved::ServerNameMustContainOneHostName)
                 | rustls::Error::InvalidMessage(InvalidMessage::InvalidServerName),

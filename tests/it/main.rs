@@ -13,6 +13,7 @@
 mod admin;
 mod backend;
 mod bodies;
+mod client_certificates;
 mod config;
 mod demo;
 mod docs;

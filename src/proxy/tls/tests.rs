@@ -49,7 +49,7 @@ impl Drop for Dir {
 }
 
 fn settings(certificates: Vec<CertificateFiles>) -> config::Tls {
-    config::Tls { certificates, min_version: TlsVersion::V1_2, strict_sni: false }
+    config::Tls { certificates, min_version: TlsVersion::V1_2, strict_sni: false, client_certificates: None }
 }
 
 fn listener(settings: &config::Tls) -> Tls {
