@@ -180,7 +180,7 @@ fn a_ramp_is_shown_with_its_steps_and_the_guards_numbers() {
     let share = begun.json()["shares"]["canary"].as_f64().unwrap_or(f64::NAN);
     assert!((share - 0.05).abs() < 1e-6, "{begun:?}");
     let ramp = &admin.get("/api/v1/services/ramped").json()["rollout"]["ramp"];
-    assert_eq!((&ramp["state"], &ramp["step"]), (&Value::from("running"), &Value::from(1)));
+    assert_eq!((&ramp["state"], &ramp["step"]), (&Value::from("running"), &Value::from(0)));
     assert_eq!(ramp["steps"][0], serde_json::json!({"weight": "5%", "share": 0.05, "holdSeconds": 600.0}));
     assert_eq!(ramp["guard"]["verdict"], "too-few-requests");
     assert_eq!(ramp["guard"]["requests"], serde_json::json!({"stable": 0, "canary": 0}));

@@ -402,6 +402,14 @@ impl Writer {
     }
 
     fn publish(&mut self) {
+        self.publish_quietly();
+        let snapshot = self.model.snapshot();
+        let endpoints: usize =
+            snapshot.services.iter().flat_map(|s| &s.versions).map(|version| version.endpoints.len()).sum();
+        info!(generation = snapshot.generation, services = snapshot.services.len(), endpoints, "Published snapshot.");
+    }
+
+    fn publish_quietly(&mut self) {
         let snapshot = self.model.snapshot().clone();
         self.unpublished = None;
         self.is_stuck = false;
@@ -437,9 +445,6 @@ impl Writer {
             self.remembered.insert(service.id);
         }
         left.into_iter().for_each(|service| self.pins.forget(service));
-        let endpoints: usize =
-            snapshot.services.iter().flat_map(|s| &s.versions).map(|version| version.endpoints.len()).sum();
-        info!(generation = snapshot.generation, services = snapshot.services.len(), endpoints, "Published snapshot.");
         self.generation.send_replace(snapshot.generation);
     }
 

@@ -10,7 +10,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::front::{listener_of, whole};
-use crate::support::{Client, Launch, PATIENCE, Process, TestBackend, TestPerch, eventually, eventually_some};
+use crate::support::{
+    Act, Client, Launch, PATIENCE, Process, TestBackend, TestPerch, eventually, eventually_some, response,
+};
 
 /// A ramp has seconds of holds in it, on a machine that may be busy.
 const LONG: Duration = Duration::from_secs(60);
@@ -198,7 +200,7 @@ fn killed_in_the_middle_it_goes_on_at_the_same_step() {
     let mut perch = Launch::new(&config).start();
     let users = Users::of(&perch);
     begin(&perch);
-    let before = until_some(&perch, |ramp| ramp["step"] == 2);
+    let before = until_some(&perch, |ramp| ramp["step"] == 1);
     // Long enough that the time of the hold was noted.
     let before = until_some(&perch, |ramp| {
         let left = |of: &Value| of["holdLeftSeconds"].as_f64().unwrap();
@@ -212,7 +214,7 @@ fn killed_in_the_middle_it_goes_on_at_the_same_step() {
     let _users = Users::of(&perch);
 
     let after = ramp(&perch);
-    assert_eq!((&after["state"], &after["step"]), (&json!("running"), &json!(2)));
+    assert_eq!((&after["state"], &after["step"]), (&json!("running"), &json!(1)));
     let left = after["holdLeftSeconds"].as_f64().unwrap();
     assert!(left < 600.0 && left >= before["holdLeftSeconds"].as_f64().unwrap(), "{left} of {before}");
     assert!((share(&perch) - 0.3).abs() < 1e-4);
@@ -222,6 +224,53 @@ fn killed_in_the_middle_it_goes_on_at_the_same_step() {
     assert_eq!((flips(&perch, "unexplained"), flips(&perch, "weight-change")), (0.0, 0.0));
     let again = history(&perch);
     assert_eq!(again.iter().filter(|(verb, _)| verb == "ramp").count(), 2, "{again:?}");
+}
+
+/// A canary that does what the path says, each time on a connection of its own.
+fn troubled() -> TestBackend {
+    let flaky = AtomicBool::new(true);
+    TestBackend::scripted(move |seen| match seen.target().as_str() {
+        "/boom" => vec![response(seen, "500 Oh no", "connection: close\r\n", "boom"), Act::Close],
+        "/missing" => vec![response(seen, "404 Not Found", "connection: close\r\n", "none"), Act::Close],
+        "/cut" => vec![Act::Send(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf".to_vec()), Act::Close],
+        "/flaky" if flaky.swap(false, Ordering::Relaxed) => vec![Act::Close],
+        _ => vec![response(seen, "200 OK", "connection: close\r\n", "canary"), Act::Close],
+    })
+}
+
+#[test]
+fn failures_are_5xx_broken_answers_and_failed_attempts_and_nothing_else() {
+    let (stable, canary) = (TestBackend::named("stable"), troubled());
+    // Twice the same, so that there is another endpoint to try.
+    let relay = troubled();
+    let perch = TestPerch::start(&text(
+        &service(&[("50%", 600.0)], ""),
+        &[stable.address()],
+        &[canary.address(), relay.address()],
+    ));
+    begin(&perch);
+    let send = |user: u8, path: &str| {
+        let mut client = Client::plain(perch.address("http"));
+        client.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\nx-forwarded-for: 10.8.0.{user}\r\n\r\n"));
+        client
+    };
+    // The first reading is the beginning of the window.
+    until_some(&perch, |ramp| ramp["holdLeftSeconds"].as_f64() < Some(600.0));
+    let user = (0..100).find(|user| send(*user, "/ok").response().text() == "canary").expect("half of them are");
+    let counts =
+        || (ramp(&perch)["guard"]["requests"]["canary"].clone(), ramp(&perch)["guard"]["errors"]["canary"].clone());
+    eventually(PATIENCE, || counts() == (json!(1), json!(0)));
+
+    for path in ["/ok", "/missing", "/ok"] {
+        send(user, path).response();
+    }
+    eventually(PATIENCE, || counts() == (json!(4), json!(0)));
+    assert_eq!(send(user, "/boom").response().status, 500);
+    eventually(PATIENCE, || counts() == (json!(5), json!(1)));
+    assert!(send(user, "/cut").try_response().is_err());
+    eventually(PATIENCE, || counts() == (json!(6), json!(2)));
+    assert_eq!(send(user, "/flaky").response().status, 200);
+    eventually(PATIENCE, || counts() == (json!(7), json!(3)));
 }
 
 #[test]
@@ -238,7 +287,7 @@ fn a_person_pauses_skips_and_aborts() {
     });
     assert_eq!(left(&ramp(&test.perch)), left(&until(&test.perch, "paused")));
     post(&test.perch, "resume", &json!({"skip": true}));
-    let skipped = until_some(&test.perch, |ramp| ramp["step"] == 2);
+    let skipped = until_some(&test.perch, |ramp| ramp["step"] == 1);
     assert_eq!(skipped["state"], "running");
     assert!((share(&test.perch) - 0.3).abs() < 1e-4);
     post(&test.perch, "abort", &json!({"reason": "enough"}));
@@ -275,7 +324,7 @@ fn while_endpoints_change_it_waits() {
     let waiting = until(&test.perch, "waiting");
     assert!(waiting["why"].as_str().unwrap().starts_with("endpoints changed "), "{waiting}");
     let running = until(&test.perch, "running");
-    assert_eq!(running["step"], 1);
+    assert_eq!(running["step"], 0);
     assert!((share(&test.perch) - 0.1).abs() < 1e-4);
 }
 

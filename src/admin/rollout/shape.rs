@@ -91,7 +91,7 @@ struct Ramp {
     state: &'static str,
     canary: String,
     stable: String,
-    /// From 1.
+    /// Index into `steps`.
     step: usize,
     steps: Vec<Step>,
     hold_left_seconds: f64,
@@ -120,7 +120,7 @@ impl Ramp {
         };
         Self {
             state: if is_paused { "paused" } else { ramp.phase.as_str() },
-            step: ramp.step + 1,
+            step: ramp.step,
             steps: ramp.plan.steps.iter().map(step).collect(),
             hold_left_seconds: ramp.hold_left().as_secs_f64(),
             why: ramp.why,

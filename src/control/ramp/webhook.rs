@@ -29,7 +29,7 @@ pub(super) fn body(service: &str, shown: &Shown, (event, generation, revision): 
         "service": service,
         "canary": state.canary,
         "stable": state.stable,
-        "step": state.step + 1,
+        "step": state.step,
         "steps": state.plan.steps.len(),
         "share": state.current().map(|step| step.share),
         "why": state.why,

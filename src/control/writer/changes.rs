@@ -43,9 +43,9 @@ impl Writer {
                     }
                 }
                 self.model.put(staged.clone());
-                self.publish();
+                // How far a ramp is, every few seconds, is nothing that anybody did.
+                if change.is_note() { self.publish_quietly() } else { self.publish() }
             }
-            // How far a ramp is, every few seconds, is nothing that anybody did.
             if change.is_note() {
                 return Ok(done(self.model.snapshot(), &staged));
             }
