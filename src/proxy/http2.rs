@@ -36,6 +36,7 @@ mod coalesce;
 mod pace;
 mod relay;
 mod upload;
+mod websocket;
 
 use coalesce::Coalesce;
 use pace::{Pace, paced};
@@ -90,7 +91,8 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, connection: Connec
         .max_send_buf_size(SEND_BUFFER)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_TIMEOUT)
-        .auto_date_header(false);
+        .auto_date_header(false)
+        .enable_connect_protocol();
     let mut http = Box::pin(builder.serve_connection(TokioIo::new(stream), service));
     let mut dog = Watchdog::new(Instant::now() + timeouts.first_byte);
     let mut seen = 0;
@@ -163,21 +165,23 @@ impl Drop for ActiveStream {
     }
 }
 
-async fn handle(session: &Rc<Session>, request: Request<Incoming>, stream: ActiveStream) -> Response<Answer> {
+async fn handle(session: &Rc<Session>, mut request: Request<Incoming>, stream: ActiveStream) -> Response<Answer> {
     let (worker, connection) = (&session.worker, &session.connection);
     let mut open = OpenEntry { session, entry: Some(Entry::new(worker, connection, Protocol::Http2)) };
     let entry = open.entry.as_mut().expect("it was just put there");
+    let upgrade = websocket::asked(&mut request);
     let (parts, incoming) = request.into_parts();
     let is_grpc = grpc::is_call(&parts.headers);
     let mut out = worker.buffers.scratch();
     let target = parts.uri.path_and_query().map_or("", |t| t.as_str());
     let authority = parts.uri.authority().map(|a| a.as_str());
     let line = Line {
-        method: parts.method.as_str(),
+        method: if upgrade.is_some() { "GET" } else { parts.method.as_str() },
         target,
         authority,
         protocol: Protocol::Http2,
         has_data: !incoming.is_end_stream(),
+        is_websocket: upgrade.is_some(),
     };
     let fields: Vec<(&[u8], &[u8])> =
         parts.headers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())).collect();
@@ -222,6 +226,11 @@ async fn handle(session: &Rc<Session>, request: Request<Incoming>, stream: Activ
             let response = client_head(&plan, &link, head, length);
             link.buffer.consume(length, &worker.buffers);
             entry.status = head.status;
+            if let (101, Some(upgrade)) = (head.status, upgrade) {
+                worker.buffers.recycle(upload.into_head());
+                let entry = open.entry.take().expect("it is taken once");
+                return websocket::accept(session, stream, response, upgrade, link, entry);
+            }
             if let Some(body) = whole_body(&link, head).filter(|_| upload.is_complete()) {
                 link.buffer.consume(body.len(), &worker.buffers);
                 entry.bytes_out = body.len() as u64;
@@ -373,6 +382,7 @@ impl Exchange<'_> {
             let head = response::parse(bytes, self.plan.is_head, |head, _, _| head)
                 .map_err(|_| Broken::Endpoint(Reason::BadResponse))?;
             match head.status {
+                101 if self.plan.is_upgrade && head.is_websocket => return Ok((head, length)),
                 101 => return Err(Broken::Endpoint(Reason::Bad101)),
                 100..=199 => link.buffer.consume(length, &self.session.worker.buffers),
                 _ => return Ok((head, length)),

@@ -36,6 +36,8 @@ pub(crate) struct Line<'a> {
     pub(crate) protocol: Protocol,
     /// HTTP/2: DATA frames follow, whether or not a length was given.
     pub(crate) has_data: bool,
+    /// HTTP/2: an extended CONNECT for WebSocket, which is an upgrade to the endpoint (RFC 8441).
+    pub(crate) is_websocket: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,7 +185,15 @@ pub(crate) fn plan<'a>(
         spans: Spans::default(),
     };
     out.clear();
-    let forward = Forward { connection, trusted, facts: &facts, authority, path: &path, query };
+    let forward = Forward {
+        connection,
+        trusted,
+        facts: &facts,
+        authority,
+        path: &path,
+        query,
+        is_websocket: request.is_websocket,
+    };
     forward.write(worker, &request, &mut plan, fields, out);
     Ok(plan)
 }
@@ -268,7 +278,8 @@ impl<'a> Facts<'a> {
     /// is (RFC 9110 section 7.8 lets a server ignore them).
     fn upgrade(&self, request: &Line<'_>) -> Result<bool, Reason> {
         let asks = self.tokens.upgrade && self.upgrade.is_some_and(|u| u.eq_ignore_ascii_case(b"websocket"));
-        if !asks || request.protocol != Protocol::Http11 || request.method != "GET" {
+        let asks = asks && request.protocol == Protocol::Http11 && request.method == "GET";
+        if !asks && !request.is_websocket {
             return Ok(false);
         }
         // With a body, bytes after the head could be read as tunnel or as body (CVE-2026-2833's kind).
@@ -375,6 +386,7 @@ struct Forward<'a> {
     authority: &'a str,
     path: &'a str,
     query: Option<&'a str>,
+    is_websocket: bool,
 }
 
 impl Forward<'_> {
@@ -407,6 +419,9 @@ impl Forward<'_> {
         }
         if plan.is_upgrade {
             out.extend_from_slice(b"connection: upgrade\r\nupgrade: websocket\r\n");
+            if request.is_websocket {
+                self.websocket_key(worker, out);
+            }
         } else if self.facts.accepts_trailers {
             out.extend_from_slice(b"te: trailers\r\nconnection: te\r\n");
         }
@@ -421,10 +436,20 @@ impl Forward<'_> {
         out.extend_from_slice(b"\r\n\r\n");
     }
 
+    /// What HTTP/1 wants of a WebSocket client and HTTP/2 has no use for: 16 bytes in base64, others each time (RFC 6455
+    /// section 4.1). Hex digits are digits of base64 too; the last one has to have four low bits of zero.
+    fn websocket_key(&self, worker: &Worker, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"sec-websocket-key: ");
+        out.extend_from_slice(worker.next_request_id().get(11..).unwrap_or_default());
+        out.extend_from_slice(b"A==\r\n");
+    }
+
     /// The fields that are neither of this hop nor written anew.
     fn passed_on<'f>(&self, fields: impl Iterator<Item = (&'f [u8], &'f [u8])> + Clone, out: &mut Vec<u8>) {
         for (name, value) in fields.clone() {
             let passes = match fields::classify(name) {
+                // Perch is the client of the endpoint's handshake, and has a key of its own.
+                Field::Other if self.is_websocket && name.eq_ignore_ascii_case(b"sec-websocket-key") => false,
                 Field::Other => !self.facts.tokens.nominates || !is_nominated(name, fields.clone()),
                 Field::Forwarded => self.trusted,
                 Field::XForwardedClientCert => self.trusted && !asks_for_certificates(self.connection),

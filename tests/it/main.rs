@@ -50,3 +50,4 @@ mod support;
 mod tls;
 mod upgrade;
 mod waits;
+mod websocket_http2;

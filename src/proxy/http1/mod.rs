@@ -9,5 +9,5 @@ pub(crate) mod exchange;
 pub(crate) mod head;
 pub(crate) mod response;
 pub(crate) mod serve;
-mod tunnel;
+pub(super) mod tunnel;
 mod upload;

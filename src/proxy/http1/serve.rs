@@ -83,7 +83,14 @@ impl Session {
         let planned = head::parse_request(head, &limits, |line, headers| {
             let fields = headers.iter().map(|h| (h.name.as_bytes(), h.value));
             let protocol = if line.is_http10 { Protocol::Http10 } else { Protocol::Http11 };
-            let line = Line { method: line.method, target: line.target, authority: None, protocol, has_data: false };
+            let line = Line {
+                method: line.method,
+                target: line.target,
+                authority: None,
+                protocol,
+                has_data: false,
+                is_websocket: false,
+            };
             Ok(request::plan(&self.worker, &self.connection, line, fields, now, &mut out))
         });
         let plan = match planned {
@@ -329,7 +336,10 @@ impl Session {
         entry.status = 101;
         let timeouts = self.connection.listener.config.timeouts;
         let (up, down) = match exchange::write_all(&mut self.client, &out, timeouts.write).await {
-            Ok(()) => tunnel::run(&mut self.client, &mut link, timeouts.upgraded_idle, &self.worker.buffers).await,
+            Ok(()) => {
+                let ClientSide { stream, buffer, dog } = &mut self.client;
+                tunnel::run(stream, buffer, dog, &mut link, timeouts.upgraded_idle, &self.worker.buffers).await
+            }
             Err(_) => (0, 0),
         };
         self.worker.buffers.recycle(out);

@@ -10,14 +10,20 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use super::exchange::ClientSide;
 use crate::proxy::buffer::{Buffer, Buffers, Size};
 use crate::proxy::upstream::Link;
+use crate::proxy::watchdog::Watchdog;
 
 /// Runs a tunnel to its end; the bytes that went up and down.
-pub(crate) async fn run(client: &mut ClientSide, link: &mut Link, idle: Duration, buffers: &Buffers) -> (u64, u64) {
+pub(crate) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    buffer: &mut Buffer,
+    dog: &mut Watchdog,
+    link: &mut Link,
+    idle: Duration,
+    buffers: &Buffers,
+) -> (u64, u64) {
     let (mut up, mut down) = (Pipe::default(), Pipe::default());
-    let ClientSide { stream, buffer, dog } = client;
     let mut moved = (0, 0);
     dog.set(Instant::now() + idle);
     poll_fn(|cx| {
