@@ -227,8 +227,8 @@ fn killed_in_the_middle_it_goes_on_at_the_same_step() {
 }
 
 /// A canary that does what the path says, each time on a connection of its own.
-fn troubled() -> TestBackend {
-    let flaky = AtomicBool::new(true);
+fn troubled(flaky: &Arc<AtomicBool>) -> TestBackend {
+    let flaky = flaky.clone();
     TestBackend::scripted(move |seen| match seen.target().as_str() {
         "/boom" => vec![response(seen, "500 Oh no", "connection: close\r\n", "boom"), Act::Close],
         "/missing" => vec![response(seen, "404 Not Found", "connection: close\r\n", "none"), Act::Close],
@@ -240,13 +240,13 @@ fn troubled() -> TestBackend {
 
 #[test]
 fn failures_are_5xx_broken_answers_and_failed_attempts_and_nothing_else() {
-    let (stable, canary) = (TestBackend::named("stable"), troubled());
-    // Twice the same, so that there is another endpoint to try.
-    let relay = troubled();
+    // Two endpoints, so that there is another one to try; the first try fails, whichever it is.
+    let flaky = Arc::new(AtomicBool::new(true));
+    let (stable, canary, other) = (TestBackend::named("stable"), troubled(&flaky), troubled(&flaky));
     let perch = TestPerch::start(&text(
         &service(&[("50%", 600.0)], ""),
         &[stable.address()],
-        &[canary.address(), relay.address()],
+        &[canary.address(), other.address()],
     ));
     begin(&perch);
     let send = |user: u8, path: &str| {
