@@ -10,6 +10,7 @@ mod attempts;
 mod awaited;
 mod buffer;
 mod connection;
+mod forward;
 mod grpc;
 mod http1;
 mod http2;

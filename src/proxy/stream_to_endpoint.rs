@@ -73,8 +73,10 @@ pub(crate) struct Http2Stream {
     is_tls: bool,
     up: Up,
     down: Down,
-    /// Written, and not yet taken by the stream.
+    /// Written, and not yet looked at.
     staged: BytesMut,
+    /// Payload that the stream has no room for yet.
+    owed: Bytes,
     /// The answer, not yet read.
     out: BytesMut,
     is_head: bool,
@@ -114,6 +116,7 @@ impl Http2Stream {
             up: Up::Head,
             down: Down::Silent,
             staged: BytesMut::new(),
+            owed: Bytes::new(),
             out: BytesMut::new(),
             is_head: false,
             failed: None,
@@ -132,37 +135,27 @@ impl Http2Stream {
             }
         }
         while let Up::Body { stream, decoder } = &mut self.up {
-            if self.staged.is_empty() {
-                break;
-            }
-            stream.reserve_capacity(self.staged.len());
-            let mut room = stream.capacity();
-            if room == 0 {
-                room = match ready!(stream.poll_capacity(cx)) {
-                    Some(room) => room?,
-                    None => return Poll::Ready(Err(StreamError::Lost)),
-                };
-            }
-            let here = self.staged.get(..room.min(self.staged.len())).unwrap_or_default();
-            match decoder.next(here).map_err(|_| StreamError::Unsendable)? {
-                Piece::Data { skip, len } => {
-                    self.staged.advance(skip);
-                    let data = self.staged.split_to(len).freeze();
-                    let is_last = decoder.is_done();
-                    stream.send_data(data, is_last)?;
-                    if is_last {
-                        self.up = Up::Ended;
-                    }
+            if !self.owed.is_empty() {
+                stream.reserve_capacity(self.owed.len());
+                while stream.capacity() == 0 {
+                    ready!(stream.poll_capacity(cx)).ok_or(StreamError::Lost)??;
                 }
-                // Less than a line of trailers is all there is.
-                Piece::More(0) if room >= self.staged.len() => break,
-                // Trailers take no room in the window: the whole of them may be looked at.
-                Piece::More(0) => {
-                    let Piece::End(n) = decoder.next(&self.staged).map_err(|_| StreamError::Unsendable)? else { break };
-                    self.staged.advance(n);
-                    end_with(stream, decoder)?;
+                let data = self.owed.split_to(stream.capacity().min(self.owed.len()));
+                let is_last = self.owed.is_empty() && decoder.is_done();
+                stream.send_data(data, is_last)?;
+                if is_last {
                     self.up = Up::Ended;
                 }
+                continue;
+            }
+            // Framing takes no room in the window: the end of a body must not wait for one that is full.
+            match decoder.next(&self.staged).map_err(|_| StreamError::Unsendable)? {
+                Piece::Data { skip, len } => {
+                    self.staged.advance(skip);
+                    self.owed = self.staged.split_to(len).freeze();
+                }
+                // Nothing, or less than a line of trailers.
+                Piece::More(0) => break,
                 Piece::More(n) => self.staged.advance(n),
                 Piece::End(n) => {
                     self.staged.advance(n);

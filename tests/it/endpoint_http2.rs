@@ -323,6 +323,29 @@ fn an_endpoint_that_does_not_read_stops_the_client() {
 }
 
 #[test]
+fn the_end_of_a_body_does_not_wait_for_a_window_that_is_full() {
+    let mut builder = h2::server::Builder::new();
+    builder.initial_window_size(5);
+    let backend = H2Backend::with(builder, None, |mut asked| async move {
+        // Nothing is given back before the end.
+        let mut length = 0;
+        while let Some(data) = asked.body.data().await {
+            length += data.unwrap().len();
+        }
+        assert_eq!(length, 5);
+        ok(asked, "whole").await;
+    });
+    let perch = perch(backend.address, "protocol: h2c");
+    let mut client = http1(&perch);
+    // So that its settings are known.
+    assert_eq!(client.request("POST / HTTP/1.1\r\nhost: a", b"hello").text(), "whole");
+
+    client.send("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n");
+
+    assert_eq!(client.response().text(), "whole");
+}
+
+#[test]
 fn answers_without_a_body_and_interim_ones() {
     let backend = H2Backend::start(|mut asked| async move {
         let head = Response::builder();
