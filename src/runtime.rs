@@ -23,7 +23,7 @@ use crate::admin::{self, AdminState};
 use crate::config::{self, Config, Invalid, Loaded, Problem};
 use crate::control::file::FileWatch;
 use crate::control::writer::{Control, Writer};
-use crate::control::{checks, kubernetes, ramp, resolve};
+use crate::control::{checks, kubernetes, ramp, resolve, store};
 use crate::endpoint_tls::{self, EndpointsTls, Prepared};
 use crate::metrics;
 use crate::proxy::tls::Tls;
@@ -45,6 +45,8 @@ pub enum StartError {
     Build(#[from] crate::state::model::BuildError),
     #[error(transparent)]
     Control(#[from] crate::control::writer::ControlError),
+    #[error(transparent)]
+    State(#[from] store::OpenError),
     #[error("the system gives perch no thread or event queue: {0}")]
     System(#[from] io::Error),
 }
@@ -122,7 +124,9 @@ pub fn start_with(loaded: Loaded, file: Option<PathBuf>, cluster: kubernetes::Op
     let known = cluster.cache.as_deref().map(kubernetes::cache::load).unwrap_or_default();
     let first_picture = (kubernetes::is_needed(&config) && !kubernetes::suffices(&config, &known))
         .then(|| readiness.wait_for("kubernetes"));
-    let (mut writer, control) = control_runtime.block_on(Writer::start(config, clock, pins.clone()))?;
+    let (store, rollouts) = store::open(config.state_dir.as_deref())?;
+    let start = Writer::start_with(config, clock, pins.clone(), store, rollouts);
+    let (mut writer, control) = control_runtime.block_on(start)?;
     writer.remember(known)?;
     metrics::start();
     let access_log = AccessLog::stdout()?;
@@ -444,6 +448,7 @@ impl Supervisor {
             ("workers", now.config.workers != config.workers),
             ("admin.address", now.config.admin.address != config.admin.address),
             ("affinity.maxPins", now.config.pins != config.pins),
+            ("stateDir", now.config.state_dir != config.state_dir),
         ];
         for (key, _) in fixed.iter().filter(|(_, changed)| *changed) {
             warn!(key, "This key is read at start only; restart perch to change it.");

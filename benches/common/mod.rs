@@ -44,6 +44,7 @@ pub(crate) fn config(services: usize, endpoints: usize) -> Config {
         drain: Drain { delay: second, spread: second, deadline: second },
         max_connections: 100,
         pins: Pins { max_entries: 1_000_000 },
+        state_dir: None,
         listeners: Vec::new(),
         routes: Vec::new(),
         services: (0..services).map(service).collect(),

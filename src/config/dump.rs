@@ -43,6 +43,7 @@ pub fn dump(config: &Config) -> Value {
         ),
         ("limits", some(json!({ "maxConnections": config.max_connections }))),
         ("affinity", some(json!({ "maxPins": config.pins.max_entries }))),
+        ("stateDir", config.state_dir.as_ref().map(|dir| dir.to_string_lossy().into())),
         ("listeners", some(config.listeners.iter().map(|l| listener(l)).collect::<Value>())),
         ("routes", some(config.routes.iter().map(|r| route(r, config)).collect::<Value>())),
         ("services", some(config.services.iter().map(service).collect::<Value>())),

@@ -26,6 +26,7 @@ pub(super) fn decode(root: &Node<'_>) -> Option<Config> {
     let drain = map.take("drain").map_or_else(Drain::default, |n| drain(&n));
     let max_connections = map.take("limits").and_then(|n| max_connections(&n)).unwrap_or(defaults::MAX_CONNECTIONS);
     let pins = map.take("affinity").and_then(|n| pins(&n)).unwrap_or_default();
+    let state_dir = map.take("stateDir").and_then(|n| n.file());
     let listeners = map.need("listeners", "a list of listeners").and_then(|n| n.filled_list("listeners"));
     let services = map.take("services").map_or(Some(Vec::new()), |n| n.list("services"));
     let routes = map.take("routes").map_or(Some(Vec::new()), |n| n.list("routes"));
@@ -42,6 +43,7 @@ pub(super) fn decode(root: &Node<'_>) -> Option<Config> {
         drain,
         max_connections,
         pins,
+        state_dir,
         listeners: listeners.into_iter().map(|l| l.value).collect::<Option<_>>()?,
         routes: routes?,
         services: services.into_iter().map(|s| s.value).collect::<Option<_>>()?,

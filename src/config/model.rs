@@ -29,6 +29,8 @@ pub struct Config {
     /// Connections of all listeners together.
     pub max_connections: usize,
     pub pins: Pins,
+    /// Where what was done to the weights is kept over a restart. `None`: nowhere.
+    pub state_dir: Option<PathBuf>,
     pub listeners: Vec<Arc<Listener>>,
     pub routes: Vec<Route>,
     pub services: Vec<Service>,

@@ -3,11 +3,20 @@
 //! A store can also bring a newer document: [`StoreError::Newer`] when it finds one while it writes, or at any time by
 //! [`super::Control::adopt`]. It does not know what the document means.
 
+use std::path::Path;
+use std::time::Duration;
+
+use self::file::FileStore;
+pub use self::file::OpenError;
 use crate::decide::rollout::Rollouts;
+
+mod file;
 
 /// The place.
 #[derive(Debug, Default)]
 pub enum Store {
+    /// A file in a folder of its own.
+    File(FileStore),
     /// Until perch ends.
     #[default]
     Memory,
@@ -23,18 +32,31 @@ pub enum StoreError {
     Unwritable(String),
 }
 
+/// The store of `stateDir`, or of none, and what it has. What can't be read or written is told in the log: the verbs will
+/// be refused, and everything else goes on.
+///
+/// # Errors
+/// When the document is of a newer perch.
+pub fn open(folder: Option<&Path>) -> Result<(Store, Rollouts), OpenError> {
+    let Some(folder) = folder else { return Ok((Store::Memory, Rollouts::default())) };
+    let (store, rollouts) = FileStore::open(folder)?;
+    Ok((Store::File(store), rollouts))
+}
+
+/// A disk that takes longer is broken; the verb is refused, and may be found done after a restart.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 impl Store {
     /// Returns when the document is safe.
     ///
     /// # Errors
     /// See [`StoreError`]; what was stored before is still there.
-    #[expect(clippy::unused_async, reason = "every store but the memory waits")]
     pub async fn save(&mut self, rollouts: &Rollouts) -> Result<(), StoreError> {
         match self {
-            Self::Memory => {
-                let _ = rollouts;
-                Ok(())
-            }
+            Self::File(file) => tokio::time::timeout(PATIENCE, file.save(rollouts)).await.unwrap_or_else(|_| {
+                Err(StoreError::Unwritable(format!("the disk of stateDir did not answer in {PATIENCE:?}")))
+            }),
+            Self::Memory => Ok(()),
         }
     }
 }

@@ -58,6 +58,7 @@ pub(crate) fn config(services: Vec<ServiceConfig>) -> Config {
         drain: Drain { delay: SECOND, spread: SECOND, deadline: SECOND },
         max_connections: 100,
         pins: Pins { max_entries: 100 },
+        state_dir: None,
         listeners: Vec::new(),
         routes: Vec::new(),
         services,
