@@ -75,6 +75,7 @@ metrics! {
     ACCEPT_ERRORS Counter "perch_accept_errors_total" "Errors of accept(), such as no free file descriptor.",
     LOG_DROPPED Counter "perch_access_log_dropped_total" "Access log lines dropped because their reader was too slow or gone.",
     KUBERNETES_EVENT_AGE Gauge "perch_kubernetes_last_event_age_seconds" "Since the API server last gave a sign of life on a watch, by resource; the oldest of its watches counts.",
+    KUBERNETES_LEADER Gauge "perch_kubernetes_leader" "1 when this replica holds the Lease and runs the ramps.",
     KUBERNETES_SYNC_ERRORS Counter "perch_kubernetes_sync_errors_total" "Failed lists and watches, by reason.",
     BUILD Gauge "perch_build_info" "Always 1; the version is in the label.",
     CPU Counter "process_cpu_seconds_total" "User and system CPU time.",
@@ -451,6 +452,11 @@ pub fn kubernetes_event_age(resource: &str, age: std::time::Duration) {
 /// Listener -> certificate name -> its end, in seconds since 1970. Written on reload, read on a scrape; never held
 /// across anything.
 static CERTIFICATES: Mutex<BTreeMap<String, BTreeMap<String, i64>>> = Mutex::new(BTreeMap::new());
+
+/// Whether this replica leads.
+pub fn kubernetes_leader(leads: bool) {
+    gauge(KUBERNETES_LEADER, &[]).set(if leads { 1.0 } else { 0.0 });
+}
 
 /// The certificates of a listener now in force, replacing those of before: names and ends in seconds since 1970.
 pub fn certificates(listener: &str, ends: impl IntoIterator<Item = (String, i64)>) {

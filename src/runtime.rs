@@ -33,6 +33,9 @@ use crate::readiness::Readiness;
 use crate::state::clock::Clock;
 use crate::state::pins::Pins;
 
+/// For a Lease; without an answer of the API server it expires.
+const GIVE_BACK: Duration = Duration::from_secs(1);
+
 /// Why perch does not start, or does not take a configuration over.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -47,6 +50,8 @@ pub enum StartError {
     Control(#[from] crate::control::writer::ControlError),
     #[error(transparent)]
     State(#[from] store::OpenError),
+    #[error(transparent)]
+    SharedState(#[from] kubernetes::state::OpenError),
     #[error("the system gives perch no thread or event queue: {0}")]
     System(#[from] io::Error),
 }
@@ -124,7 +129,19 @@ pub fn start_with(loaded: Loaded, file: Option<PathBuf>, cluster: kubernetes::Op
     let known = cluster.cache.as_deref().map(kubernetes::cache::load).unwrap_or_default();
     let first_picture = (kubernetes::is_needed(&config) && !kubernetes::suffices(&config, &known))
         .then(|| readiness.wait_for("kubernetes"));
-    let (store, rollouts) = store::open(config.state_dir.as_deref())?;
+    let (store, rollouts, shared_state) = match &config.shared_state {
+        None => {
+            let (store, rollouts) = store::open(config.state_dir.as_deref())?;
+            (store, rollouts, None)
+        }
+        Some(state) => {
+            let opened = control_runtime.block_on(kubernetes::state::open(&cluster, state))?;
+            let (store, rollouts, is_known, mut shared) = opened;
+            // The file's weights may not be those that the other replicas have.
+            shared.first = (!is_known).then(|| readiness.wait_for("rollouts"));
+            (store, rollouts, Some(shared))
+        }
+    };
     let start = Writer::start_with(config, clock, pins.clone(), store, rollouts);
     let (mut writer, control) = control_runtime.block_on(start)?;
     writer.remember(known)?;
@@ -177,7 +194,14 @@ pub fn start_with(loaded: Loaded, file: Option<PathBuf>, cluster: kubernetes::Op
         control_runtime.block_on(async move {
             let stop = CancellationToken::new();
             // Alone, this replica leads.
-            let (_lead, leads) = watch::channel(true);
+            let (lead, leads) = watch::channel(shared_state.is_none());
+            let (followed, is_over) = (control.clone(), stop.clone());
+            let sharing = tokio::spawn(async move {
+                match shared_state {
+                    Some(shared) => kubernetes::state::run(followed, clock, shared, lead, is_over).await,
+                    None => is_over.cancelled().await,
+                }
+            });
             let tasks = [
                 tokio::spawn(writer.run()),
                 tokio::spawn(checks::run(control.clone(), endpoints_tls)),
@@ -189,6 +213,8 @@ pub fn start_with(loaded: Loaded, file: Option<PathBuf>, cluster: kubernetes::Op
             supervisor.run(receiver).await;
             stop.cancel();
             admin.await.ok();
+            // The Lease is given back, so that another leads at once.
+            tokio::time::timeout(GIVE_BACK, sharing).await.ok();
             for task in tasks {
                 task.abort();
             }
@@ -449,6 +475,7 @@ impl Supervisor {
             ("admin.address", now.config.admin.address != config.admin.address),
             ("affinity.maxPins", now.config.pins != config.pins),
             ("stateDir", now.config.state_dir != config.state_dir),
+            ("kubernetes.state", now.config.shared_state != config.shared_state),
         ];
         for (key, _) in fixed.iter().filter(|(_, changed)| *changed) {
             warn!(key, "This key is read at start only; restart perch to change it.");

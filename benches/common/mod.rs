@@ -45,6 +45,7 @@ pub(crate) fn config(services: usize, endpoints: usize) -> Config {
         max_connections: 100,
         pins: Pins { max_entries: 1_000_000 },
         state_dir: None,
+        shared_state: None,
         listeners: Vec::new(),
         routes: Vec::new(),
         services: (0..services).map(service).collect(),

@@ -11,6 +11,7 @@ use super::process::{self, Process};
 use super::recent::Figures;
 use super::rollout::Shape;
 use crate::config::Affinity;
+use crate::control::replicas::Replica;
 use crate::decide::WhenEmpty;
 use crate::decide::stats::{Share, interval, wilson};
 use crate::state::health::Condition;
@@ -22,6 +23,8 @@ pub(super) struct Services {
     pub generation: u64,
     process: Process,
     pub services: Vec<Service>,
+    /// This one first.
+    replicas: Vec<Replica>,
 }
 
 #[derive(Debug, Serialize)]
@@ -116,7 +119,8 @@ pub(super) fn all(state: &AdminState) -> Services {
     let snapshot = state.published.load();
     let (now, observed) = (state.clock.now(), Observed::of(state, &snapshot.services));
     let services = snapshot.services.iter().map(|s| shape(state, &snapshot, s, &observed, now)).collect();
-    Services { generation: snapshot.generation, process: process::shape(state), services }
+    let replicas = state.control.replicas().show(snapshot.generation, snapshot.rollouts.sequence);
+    Services { generation: snapshot.generation, process: process::shape(state), services, replicas }
 }
 
 /// One service of that name.

@@ -457,6 +457,7 @@ fn metrics_satisfy_promtool() {
     let listener = metrics::ListenerMetrics::new("https");
     let _open = listener.opened();
     metrics::kubernetes_start();
+    metrics::kubernetes_leader(true);
     metrics::kubernetes_event_age("endpointslices", Duration::from_secs(1));
 
     let text = admin.get("/metrics").body;

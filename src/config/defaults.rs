@@ -12,6 +12,9 @@ use super::model::{
 use crate::decide::KeyPrefix;
 use crate::decide::guard::Rules;
 
+/// As Kubernetes' own controllers hold theirs.
+pub(super) const LEASE: Duration = Duration::from_secs(15);
+
 /// Envoy's edge advice for all downstream connections.
 pub(super) const MAX_CONNECTIONS: usize = 50_000;
 /// HAProxy's usual wait for the PROXY line; the sender is a load balancer next door.

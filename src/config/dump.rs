@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::model::{
     Affinity, ClientCertificateMode, Config, EndpointTls, HealthCheck, KubernetesPort, Listener, LogFormat, OnDecrease,
-    PathMatch, Rollout, Route, Secret, Service, TlsVersion, Version,
+    PathMatch, Rollout, Route, Secret, Service, SharedState, TlsVersion, Version,
 };
 use super::rollout::percent;
 use super::scalar::duration_text;
@@ -44,10 +44,17 @@ pub fn dump(config: &Config) -> Value {
         ("limits", some(json!({ "maxConnections": config.max_connections }))),
         ("affinity", some(json!({ "maxPins": config.pins.max_entries }))),
         ("stateDir", config.state_dir.as_ref().map(|dir| dir.to_string_lossy().into())),
+        ("kubernetes", config.shared_state.as_ref().map(shared_state)),
         ("listeners", some(config.listeners.iter().map(|l| listener(l)).collect::<Value>())),
         ("routes", some(config.routes.iter().map(|r| route(r, config)).collect::<Value>())),
         ("services", some(config.services.iter().map(service).collect::<Value>())),
     ])
+}
+
+fn shared_state(state: &SharedState) -> Value {
+    json!({"state": {
+        "configMap": state.config_map, "lease": state.lease, "leaseDuration": time(state.lease_duration),
+    }})
 }
 
 /// An object of the keys that have a value.

@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use super::decode::{Map, Node};
 use super::defaults;
-use super::model::{AccessLog, Admin, Config, Drain, LogFormat, Pins, Secret};
+use super::model::{AccessLog, Admin, Config, Drain, LogFormat, Pins, Secret, SharedState};
 use super::scalar;
-use super::{listeners, routes, services};
+use super::{kubernetes, listeners, routes, services};
 
 /// Of most timeouts: nothing in perch counts finer, and a longer one is a limit that someone meant to lift.
 pub(super) const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(86_400);
 /// Of waits that may be left out altogether.
 const WAIT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3_600);
+/// The API counts it in whole seconds.
+const LEASE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
 /// A token file; a real token is some dozens of bytes.
 const MAX_TOKEN_BYTES: u64 = 64 << 10;
 
@@ -27,6 +29,7 @@ pub(super) fn decode(root: &Node<'_>) -> Option<Config> {
     let max_connections = map.take("limits").and_then(|n| max_connections(&n)).unwrap_or(defaults::MAX_CONNECTIONS);
     let pins = map.take("affinity").and_then(|n| pins(&n)).unwrap_or_default();
     let state_dir = map.take("stateDir").and_then(|n| n.file());
+    let shared_state = map.take("kubernetes").and_then(|n| shared_state(&n, state_dir.is_some()));
     let listeners = map.need("listeners", "a list of listeners").and_then(|n| n.filled_list("listeners"));
     let services = map.take("services").map_or(Some(Vec::new()), |n| n.list("services"));
     let routes = map.take("routes").map_or(Some(Vec::new()), |n| n.list("routes"));
@@ -44,9 +47,40 @@ pub(super) fn decode(root: &Node<'_>) -> Option<Config> {
         max_connections,
         pins,
         state_dir,
+        shared_state,
         listeners: listeners.into_iter().map(|l| l.value).collect::<Option<_>>()?,
         routes: routes?,
         services: services.into_iter().map(|s| s.value).collect::<Option<_>>()?,
+    })
+}
+
+/// `kubernetes: {state: {configMap, lease, leaseDuration}}`.
+fn shared_state(node: &Node<'_>, has_folder: bool) -> Option<SharedState> {
+    let mut map = node.map()?;
+    let state = map.need("state", "a mapping with configMap");
+    map.finish();
+    let node = state?;
+    let mut map = node.map()?;
+    let config_map =
+        map.need("configMap", "the name of a ConfigMap").and_then(|n| kubernetes::object_name(&n, "ConfigMap"));
+    let lease = map.take("lease").map(|n| kubernetes::object_name(&n, "Lease"));
+    let duration = map.take("leaseDuration").map(|n| n.duration(LEASE));
+    map.finish();
+    if has_folder {
+        node.problem("is there beside stateDir; keep one, as there is one truth");
+        return None;
+    }
+    let config_map = config_map?;
+    Some(SharedState {
+        lease: match lease {
+            None => config_map.clone(),
+            Some(name) => name?,
+        },
+        lease_duration: match duration {
+            None => defaults::LEASE,
+            Some(duration) => duration?,
+        },
+        config_map,
     })
 }
 

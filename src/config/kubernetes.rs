@@ -59,6 +59,11 @@ fn optional<T>(read: Option<Option<T>>) -> Option<Option<T>> {
     }
 }
 
+/// The name of another object that perch uses.
+pub(super) fn object_name(node: &Node<'_>, kind: &str) -> Option<String> {
+    node.read(&format!("the name of a {kind}, such as perch-state"), dns_label)
+}
+
 fn service_name(node: &Node<'_>) -> Option<String> {
     node.read("the name of a Service, such as hello", dns_label)
 }

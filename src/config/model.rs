@@ -31,6 +31,8 @@ pub struct Config {
     pub pins: Pins,
     /// Where what was done to the weights is kept over a restart. `None`: nowhere.
     pub state_dir: Option<PathBuf>,
+    /// Where replicas in a cluster share it instead.
+    pub shared_state: Option<SharedState>,
     pub listeners: Vec<Arc<Listener>>,
     pub routes: Vec<Route>,
     pub services: Vec<Service>,
@@ -67,6 +69,17 @@ pub enum LogFormat {
     Off,
     Json,
     Text,
+}
+
+/// The objects by which the replicas of one installation agree, in perch's own namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedState {
+    /// Has what was done to the weights.
+    pub config_map: String,
+    /// Makes one replica the leader.
+    pub lease: String,
+    /// A leader that was silent for so long is replaced.
+    pub lease_duration: Duration,
 }
 
 /// What happens on SIGTERM.

@@ -6,6 +6,7 @@ pub mod checks;
 pub mod file;
 pub mod kubernetes;
 pub mod ramp;
+pub mod replicas;
 pub mod resolve;
 pub mod store;
 pub mod writer;
@@ -24,5 +25,9 @@ fn jittered(base: Duration) -> Duration {
 /// From 0 to 1.
 #[expect(clippy::cast_precision_loss, reason = "a spread, not a measure")]
 fn random() -> f64 {
-    RandomState::new().hash_one(0) as f64 / u64::MAX as f64
+    random_number() as f64 / u64::MAX as f64
+}
+
+fn random_number() -> u64 {
+    RandomState::new().hash_one(0)
 }

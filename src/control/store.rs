@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use self::file::FileStore;
 pub use self::file::OpenError;
+use super::kubernetes::state::ConfigMapStore;
 use crate::decide::rollout::Rollouts;
 
 mod file;
@@ -15,6 +16,8 @@ mod file;
 /// The place.
 #[derive(Debug, Default)]
 pub enum Store {
+    /// Shared by all replicas in a cluster.
+    ConfigMap(Box<ConfigMapStore>),
     /// A file in a folder of its own.
     File(FileStore),
     /// Until perch ends.
@@ -47,12 +50,22 @@ pub fn open(folder: Option<&Path>) -> Result<(Store, Rollouts), OpenError> {
 const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Store {
+    /// A document that was brought. `Some(true)`: it counts, whatever is in force here; `Some(false)`: it is none that we
+    /// have not seen; `None`: the larger sequence decides.
+    pub(super) fn learn(&mut self, rollouts: &Rollouts) -> Option<bool> {
+        match self {
+            Self::ConfigMap(store) => Some(store.learn(rollouts)),
+            Self::File(_) | Self::Memory => None,
+        }
+    }
+
     /// Returns when the document is safe.
     ///
     /// # Errors
     /// See [`StoreError`]; what was stored before is still there.
     pub async fn save(&mut self, rollouts: &Rollouts) -> Result<(), StoreError> {
         match self {
+            Self::ConfigMap(store) => store.save(rollouts).await,
             Self::File(file) => tokio::time::timeout(PATIENCE, file.save(rollouts)).await.unwrap_or_else(|_| {
                 Err(StoreError::Unwritable(format!("the disk of stateDir did not answer in {PATIENCE:?}")))
             }),

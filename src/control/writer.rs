@@ -16,6 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tracing::{debug, error, info};
 
 use super::ramp::Ramps;
+use super::replicas::Replicas;
 use super::resolve;
 use super::store::Store;
 use crate::config::{Affinity, Config};
@@ -52,6 +53,7 @@ pub struct Control {
     published: Published,
     generation: watch::Receiver<u64>,
     ramps: Ramps,
+    replicas: Replicas,
 }
 
 /// The task. [`Writer::run`] must be polled for a [`Control`] to do anything.
@@ -72,6 +74,8 @@ pub struct Writer {
     draining_due: Option<Instant>,
     /// A build failed for a drain's end: retried with the next tick, not at once for ever.
     is_stuck: bool,
+    /// The file's weights are in force and not stored.
+    is_unsaved: bool,
     /// Services that pins were told the timeout of.
     remembered: HashSet<ServiceId>,
     ticks: u32,
@@ -209,6 +213,12 @@ impl Control {
         &self.published
     }
 
+    /// The replicas of this installation.
+    #[must_use]
+    pub fn replicas(&self) -> &Replicas {
+        &self.replicas
+    }
+
     /// The ramps that run here.
     #[must_use]
     pub fn ramps(&self) -> &Ramps {
@@ -259,8 +269,13 @@ impl Writer {
         let published = Published::new(model.snapshot().clone());
         let (sender, commands) = mpsc::channel(COMMANDS);
         let (generation, follow) = watch::channel(model.snapshot().generation);
-        let control =
-            Control { commands: sender, published: published.clone(), generation: follow, ramps: Ramps::default() };
+        let control = Control {
+            commands: sender,
+            published: published.clone(),
+            generation: follow,
+            ramps: Ramps::default(),
+            replicas: Replicas::default(),
+        };
         let mut writer = Self {
             model,
             store,
@@ -273,6 +288,7 @@ impl Writer {
             rebuilt: None,
             draining_due: None,
             is_stuck: false,
+            is_unsaved: false,
             remembered: HashSet::new(),
             ticks: 0,
         };
@@ -349,7 +365,10 @@ impl Writer {
                     tell(answer, ());
                 }
             }
-            Command::Adopt { rollouts } => self.adopt(*rollouts),
+            Command::Adopt { rollouts } => {
+                self.adopt(*rollouts);
+                self.keep_unsaved().await;
+            }
             Command::Change { change, is_dry, answer } => {
                 let done = if is_dry { self.try_out(&change) } else { self.change(&change).await };
                 tell(answer, done);

@@ -59,6 +59,7 @@ pub(crate) fn config(services: Vec<ServiceConfig>) -> Config {
         max_connections: 100,
         pins: Pins { max_entries: 100 },
         state_dir: None,
+        shared_state: None,
         listeners: Vec::new(),
         routes: Vec::new(),
         services,

@@ -40,13 +40,15 @@ pub(super) struct Connector {
 pub(super) struct Trouble {
     pub(super) reason: SyncError,
     pub(super) message: String,
+    /// The status of an answer that says no.
+    pub(super) code: Option<u16>,
     /// The server's own word on when to come back.
     pub(super) retry_after: Option<Duration>,
 }
 
 impl Trouble {
     pub(super) fn new(reason: SyncError, message: impl ToString) -> Self {
-        Self { reason, message: message.to_string(), retry_after: None }
+        Self { reason, message: message.to_string(), code: None, retry_after: None }
     }
 }
 
@@ -101,6 +103,11 @@ pub(super) async fn get(client: &Client, target: &str, accept: &str) -> Result<R
         .header(header::USER_AGENT, concat!("perch/", env!("CARGO_PKG_VERSION")))
         .body(Body::empty())
         .map_err(|e| Trouble::new(SyncError::Refused, e))?;
+    answered(client, request).await
+}
+
+/// The good answer to a request.
+pub(super) async fn answered(client: &Client, request: Request<Body>) -> Result<Response<Body>, Trouble> {
     let response = match timeout(ANSWER, client.send(request)).await {
         Err(_) => return Err(Trouble::new(SyncError::Stalled, format!("no answer within {} s", ANSWER.as_secs()))),
         Ok(Err(error)) => return Err(Trouble::new(SyncError::Connect, chain(&error))),
@@ -128,7 +135,7 @@ pub(super) fn refused(code: StatusCode, status: Status) -> Trouble {
     };
     let retry_after = status.retry_after();
     let message = status.message.unwrap_or_else(|| code.to_string());
-    Trouble { reason, message, retry_after }
+    Trouble { reason, message, code: Some(code.as_u16()), retry_after }
 }
 
 impl Status {

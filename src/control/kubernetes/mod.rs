@@ -33,6 +33,7 @@ mod client;
 mod handovers;
 mod objects;
 mod picture;
+pub mod state;
 mod streams;
 mod watch;
 

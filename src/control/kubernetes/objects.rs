@@ -17,6 +17,8 @@ pub(super) enum Kind {
     /// Metadata only.
     Pods,
     Services,
+    /// The one with the rollouts.
+    ConfigMaps,
 }
 
 /// One object.
@@ -37,6 +39,8 @@ pub(super) enum What {
     Slice(String, Slice),
     Pod(PodLabels),
     Service(Affinity),
+    /// Its data.
+    ConfigMap(BTreeMap<String, String>),
 }
 
 /// A pod's labels, and whether it is being deleted.
@@ -55,6 +59,7 @@ pub(super) struct Affinity(pub(super) Option<Duration>);
 const DEFAULT_TIMEOUT: u64 = 10_800;
 
 impl Kind {
+    /// Those that endpoints are made of.
     pub(super) const ALL: [Self; 3] = [Self::EndpointSlices, Self::Pods, Self::Services];
 
     /// As roles name it.
@@ -63,13 +68,14 @@ impl Kind {
             Self::EndpointSlices => "endpointslices",
             Self::Pods => "pods",
             Self::Services => "services",
+            Self::ConfigMaps => "configmaps",
         }
     }
 
     pub(super) fn path(self, namespace: &str) -> String {
         let group = match self {
             Self::EndpointSlices => "/apis/discovery.k8s.io/v1",
-            Self::Pods | Self::Services => "/api/v1",
+            Self::Pods | Self::Services | Self::ConfigMaps => "/api/v1",
         };
         format!("{group}/namespaces/{namespace}/{}", self.as_str())
     }
@@ -93,6 +99,10 @@ impl Kind {
             Self::Services => {
                 let service: RawService = serde_json::from_str(json)?;
                 (service.metadata, What::Service(service.spec.affinity()))
+            }
+            Self::ConfigMaps => {
+                let RawConfigMap { metadata, data } = serde_json::from_str(json)?;
+                (metadata, What::ConfigMap(data))
             }
         };
         Ok(Object { name: metadata.name, version: Version(metadata.resource_version), what })
@@ -217,6 +227,13 @@ struct RawPort {
 #[derive(Debug, Deserialize)]
 struct RawPod {
     metadata: Metadata,
+}
+
+#[derive(Debug, Deserialize)]
+struct RawConfigMap {
+    metadata: Metadata,
+    #[serde(default, deserialize_with = "or_default")]
+    data: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -142,7 +142,7 @@ impl Picture {
     pub(super) fn affinity(&self, service: &KubernetesService, stream: &StreamKey) -> Option<Affinity> {
         match &self.streams.get(stream)?.objects.get(&service.name)?.what {
             What::Service(affinity) => Some(*affinity),
-            What::Slice(..) | What::Pod(_) => None,
+            What::Slice(..) | What::Pod(_) | What::ConfigMap(_) => None,
         }
     }
 }
@@ -211,7 +211,7 @@ impl Stream {
     fn slice(&self, name: &str) -> Option<&Slice> {
         match &self.objects.get(name)?.what {
             What::Slice(_, slice) => Some(slice),
-            What::Pod(_) | What::Service(_) => None,
+            What::Pod(_) | What::Service(_) | What::ConfigMap(_) => None,
         }
     }
 
@@ -219,7 +219,7 @@ impl Stream {
     fn living(&self, source: &KubernetesSource) -> impl Iterator<Item = &PodLabels> {
         let pods = self.objects.values().filter_map(|object| match &object.what {
             What::Pod(pod) => Some(pod),
-            What::Slice(..) | What::Service(_) => None,
+            What::Slice(..) | What::Service(_) | What::ConfigMap(_) => None,
         });
         pods.filter(move |pod| !pod.is_ending && pod.is_of(source))
     }
@@ -227,7 +227,7 @@ impl Stream {
     fn pod(&self, name: &str) -> Option<&PodLabels> {
         match &self.objects.get(name)?.what {
             What::Pod(pod) => Some(pod),
-            What::Slice(..) | What::Service(_) => None,
+            What::Slice(..) | What::Service(_) | What::ConfigMap(_) => None,
         }
     }
 }
@@ -241,7 +241,7 @@ impl PodLabels {
 fn changed_by(what: &What) -> Changed {
     match what {
         What::Slice(service, _) => Changed::Services([service.clone()].into()),
-        What::Pod(_) | What::Service(_) => Changed::Everything,
+        What::Pod(_) | What::Service(_) | What::ConfigMap(_) => Changed::Everything,
     }
 }
 

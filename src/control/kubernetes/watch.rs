@@ -94,7 +94,7 @@ impl Follower {
         while !self.news.is_closed() {
             let began = Instant::now();
             let Err(trouble) = self.attempt(&mut state).await else {
-                if began.elapsed() < GOOD {
+                if began.elapsed() < GOOD.min(self.watch / 2) {
                     sleep(jittered(FIRST_PAUSE)).await;
                 }
                 continue;
@@ -105,7 +105,7 @@ impl Follower {
 
     /// Decides what a failure means, and how long to wait.
     fn cope(&self, state: &mut State, trouble: Trouble) -> Duration {
-        let Trouble { reason, message, retry_after } = trouble;
+        let Trouble { reason, message, retry_after, .. } = trouble;
         metrics::kubernetes_sync_error(reason);
         state.failures = state.failures.saturating_add(1);
         match reason {
@@ -300,7 +300,7 @@ impl Follower {
         match (self.key.kind, is_list) {
             (Kind::Pods, true) => "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",
             (Kind::Pods, false) => "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1",
-            (Kind::EndpointSlices | Kind::Services, _) => "application/json",
+            (Kind::EndpointSlices | Kind::Services | Kind::ConfigMaps, _) => "application/json",
         }
     }
 }

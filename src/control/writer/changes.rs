@@ -62,7 +62,13 @@ impl Writer {
     }
 
     pub(super) fn adopt(&mut self, rollouts: Rollouts) {
-        match self.model.adopt(rollouts, self.clock.moment()) {
+        let now = self.clock.moment();
+        let done = match self.store.learn(&rollouts) {
+            None => self.model.adopt(rollouts, now),
+            Some(true) => self.model.take_over(rollouts, now).map(|()| true),
+            Some(false) => Ok(false),
+        };
+        match done {
             Ok(true) => self.publish(),
             Ok(false) => {}
             Err(error) => error!(%error, "Could not build a snapshot of newer rollouts; the last good one stays."),
@@ -72,14 +78,51 @@ impl Writer {
     /// Stores what a configuration changed in the document, if it did. The file says the same after a restart, so nothing
     /// is lost when it can't be stored.
     pub(super) async fn keep(&mut self, sequence_before: u64) {
-        let snapshot = self.model.snapshot().clone();
-        if snapshot.rollouts.sequence == sequence_before {
+        if self.model.snapshot().rollouts.sequence == sequence_before {
             return;
         }
-        match self.store.save(&snapshot.rollouts).await {
-            Ok(()) => {}
-            Err(StoreError::Newer(rollouts)) => self.adopt(*rollouts),
-            Err(error) => warn!(%error, "The configuration's weights are in force, but the rollouts can't be stored."),
+        for _ in 0..STORE_TRIES {
+            let rollouts = self.model.snapshot().rollouts.clone();
+            match self.store.save(&rollouts).await {
+                Ok(()) => self.is_unsaved = false,
+                Err(StoreError::Newer(rollouts)) => {
+                    self.adopt(*rollouts);
+                    // The other one may not have seen this file yet.
+                    if self.follow_file() {
+                        continue;
+                    }
+                }
+                Err(error) => {
+                    self.is_unsaved = true;
+                    warn!(%error, "The configuration's weights are in force, but the rollouts can't be stored.");
+                }
+            }
+            return;
+        }
+    }
+
+    /// A document of another perch while this one's file could not be stored: the file counts all the same.
+    pub(super) async fn keep_unsaved(&mut self) {
+        if self.is_unsaved {
+            let sequence = self.model.snapshot().rollouts.sequence;
+            self.is_unsaved = false;
+            self.follow_file();
+            self.keep(sequence).await;
+        }
+    }
+
+    fn follow_file(&mut self) -> bool {
+        match self.model.follow_file(self.clock.moment()) {
+            Ok(changed) => {
+                if changed {
+                    self.publish();
+                }
+                changed
+            }
+            Err(error) => {
+                error!(%error, "Could not build a snapshot of the file's weights; the last good one stays.");
+                false
+            }
         }
     }
 }

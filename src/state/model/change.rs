@@ -161,12 +161,35 @@ impl Model {
         if rollouts.sequence <= self.last.rollouts.sequence {
             return Ok(false);
         }
+        self.take_over(rollouts, now)?;
+        Ok(true)
+    }
+
+    /// As [`Self::adopt`], whatever is in force: what replicas share counts, and what one of them could not store does not.
+    ///
+    /// # Errors
+    /// See [`BuildError`]; nothing has changed then.
+    pub fn take_over(&mut self, rollouts: Rollouts, now: impl Into<Moment>) -> Result<(), BuildError> {
         let now = now.into();
         let mut next = rollouts;
         for (name, rollout) in &self.last.rollouts.services {
             next.services.entry(name.clone()).or_insert_with(|| rollout.clone());
         }
-        self.build(self.last.config.clone(), Arc::new(next), now)?;
+        self.build(self.last.config.clone(), Arc::new(next), now)
+    }
+
+    /// Once more what the file says, on top of what was taken over. True when that changed something.
+    ///
+    /// # Errors
+    /// See [`BuildError`]; nothing has changed then.
+    pub fn follow_file(&mut self, now: impl Into<Moment>) -> Result<bool, BuildError> {
+        let now = now.into();
+        let config = self.last.config.clone();
+        let next = self.follow(&config, now);
+        if next.sequence == self.last.rollouts.sequence {
+            return Ok(false);
+        }
+        self.build(config, next, now)?;
         Ok(true)
     }
 

@@ -3,7 +3,7 @@ use serde_json::json;
 
 use super::cluster::{Cluster, Endpoint, Slice, endpoints, wait_for};
 use super::double::Double;
-use super::handover;
+use super::{handover, replicas};
 use crate::support::{PATIENCE, TestPerch, eventually};
 
 const BY_SERVICE: &str = "{name: stable, kubernetes: {service: hello, port: http}}";
@@ -26,6 +26,8 @@ pub(super) const ALL: &[Case] = &[
     ("terminating endpoints drain", terminating_endpoints_drain),
     ("both address families are read", both_address_families_are_read),
     ("a service that comes later is found", a_service_that_comes_later_is_found),
+    ("replicas agree", replicas::replicas_agree),
+    ("a leader that dies is replaced", replicas::a_leader_that_dies_is_replaced),
 ];
 
 #[test]

@@ -335,17 +335,56 @@ fn change(shared: &Shared, out: &mut TcpStream, asked: &Asked, method: &str, bod
     let name =
         if method == "POST" { body["metadata"]["name"].as_str().unwrap().to_owned() } else { asked.name.clone() };
     let key = (asked.kind.clone(), asked.namespace.clone(), name.clone());
-    let answer = if method == "DELETE" {
-        world.version += 1;
-        let (version, before) = (world.version, world.objects.remove(&key));
-        world.log.push((version, key, before, None));
-        status(200, "deleted")
-    } else {
-        put(&mut world, key, body)
+    let before = world.objects.get(&key).cloned();
+    // What a write says it is based on.
+    let based_on = body["metadata"]["resourceVersion"].as_str();
+    let refused = match (&before, method) {
+        (Some(_), "POST") => Some(status(409, "already exists")),
+        (None, "PATCH" | "DELETE") => Some(status(404, "not found")),
+        (Some(is), _) if based_on.is_some_and(|v| is["metadata"]["resourceVersion"] != v) => {
+            Some(status(409, "the object has been modified; please apply your changes to the latest version"))
+        }
+        _ => None,
+    };
+    if let Some(refused) = refused {
+        drop(world);
+        return answer(out, &refused, None);
+    }
+    let answer = match (method, before) {
+        ("DELETE", before) => {
+            world.version += 1;
+            let version = world.version;
+            world.objects.remove(&key);
+            world.log.push((version, key, before, None));
+            status(200, "deleted")
+        }
+        ("PATCH", Some(mut object)) => {
+            merge(&mut object, body);
+            put(&mut world, key, object)
+        }
+        _ => put(&mut world, key, body),
     };
     drop(world);
     shared.changed.notify_all();
     write(out, 200, "", &answer, None)
+}
+
+/// RFC 7396.
+fn merge(into: &mut Value, patch: Value) {
+    let Value::Object(patch) = patch else {
+        *into = patch;
+        return;
+    };
+    if !into.is_object() {
+        *into = json!({});
+    }
+    for (key, value) in patch {
+        if value.is_null() {
+            into.as_object_mut().unwrap().remove(&key);
+        } else {
+            merge(&mut into[key], value);
+        }
+    }
 }
 
 /// The object as it is from now on.

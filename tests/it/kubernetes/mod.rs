@@ -10,6 +10,7 @@ mod outage;
 mod query;
 mod real;
 mod relay;
+mod replicas;
 mod rotation;
 mod scale;
 mod traffic;

@@ -241,7 +241,8 @@ fn a_real_api_server_takes_the_manifests_and_their_role_is_enough() {
     lab.slice(&Slice::of("hello", "hello-1", 80, &[Endpoint::ready("10.1.0.1", "hello-1").uid(&uid)]));
     lab.service("hello", &json!({"sessionAffinity": "ClientIP"}));
     let versions = "{name: stable, kubernetes: {service: hello, port: http, podLabels: {track: stable}}}";
-    let perch = as_perch.launch(versions, "    affinity: {from: service}\n").start();
+    let more = "    affinity: {from: service}\nkubernetes: {state: {configMap: perch-state, leaseDuration: 2s}}\n";
+    let perch = as_perch.launch(versions, more).start();
     eventually(START, || {
         perch.metric("perch_kubernetes_sync_errors_total{reason=\"forbidden\"}").is_some_and(|n| n >= 3.0)
     });
@@ -251,8 +252,22 @@ fn a_real_api_server_takes_the_manifests_and_their_role_is_enough() {
 
     eventually(START, || is_ready(&perch));
     wait_for(&perch, "stable", &["10.1.0.1:80"]);
+    let set = || perch.admin_post("/api/v1/services/hello/weights", &json!({"weights": {"stable": 7}}));
+    eventually(START, || set().status == 200);
+    eventually(START, || perch.metric("perch_kubernetes_leader") == Some(1.0));
+    // Applied once more, the manifests leave what perch wrote.
+    real.kubectl(&["apply", "--namespace", "lab", "--kustomize", &manifests("kubernetes")]);
+    let state = real.kubectl(&["get", "configmap", "perch-state", "--namespace", "lab", "--output", "yaml"]);
+    assert!(state.contains("rollouts.json") && state.contains("replica."), "{state}");
     // And nothing beyond that.
-    for (path, status) in [("endpointslices", 403), ("pods/hello-1", 403), ("secrets", 403)] {
+    for (path, status) in [
+        ("endpointslices", 403),
+        ("pods/hello-1", 403),
+        ("secrets", 403),
+        ("configmaps", 403),
+        ("configmaps/perch", 403),
+        ("configmaps/perch-state", 200),
+    ] {
         let group = if path == "endpointslices" { "/apis/discovery.k8s.io/v1" } else { "/api/v1" };
         let method = if path == "endpointslices" { "DELETE" } else { "GET" };
         let itself = Cluster { token: as_perch.perch_token.clone(), ..lab.clone() };

@@ -74,7 +74,7 @@ fn beside_noise(cluster: &Cluster) -> TestPerch {
 }
 
 #[test]
-fn a_storm_of_events_is_ten_snapshots_a_second_and_the_last_word_counts() {
+fn a_storm_of_events_is_a_few_snapshots_and_the_last_word_counts() {
     let double = Arc::new(Double::start());
     let cluster = double.cluster();
     double.slice(&restless("hello")(0));
