@@ -10,7 +10,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustls::crypto::aws_lc_rs;
 use rustls::{ClientConfig, RootCertStore};
@@ -234,7 +234,7 @@ impl Client {
 }
 
 /// Milliseconds between two log lines about one kind of endpoints.
-const TELL_EVERY: u64 = Duration::from_secs(10).as_millis() as u64;
+const TELL_EVERY: u64 = 10_000;
 
 /// Whether HTTP/2 was agreed on.
 #[must_use]

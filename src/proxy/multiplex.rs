@@ -17,6 +17,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
 use h2::{Ping, PingPong};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
@@ -223,7 +224,12 @@ impl Multiplexed {
 }
 
 /// Runs a connection to its end.
-async fn drive(connection: Connection<Wire, Bytes>, pings: Option<PingPong>, state: Rc<State>, endpoint: Arc<str>) {
+async fn drive<T: AsyncRead + AsyncWrite + Unpin>(
+    connection: Connection<T, Bytes>,
+    pings: Option<PingPong>,
+    state: Rc<State>,
+    endpoint: Arc<str>,
+) {
     let (mut connection, mut pings) = (pin!(connection), pings);
     let mut timer = pin!(sleep(PING_EVERY));
     let mut is_asked = false;
@@ -251,4 +257,44 @@ async fn drive(connection: Connection<Wire, Bytes>, pings: Option<PingPong>, sta
         tracing::debug!(%endpoint, %error, "HTTP/2 connection to an endpoint ended.");
     }
     state.has_ended.set(true);
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    /// A connection to an endpoint that said its settings and nothing after.
+    async fn silent() -> (Connection<tokio::io::DuplexStream, Bytes>, SendRequest<Bytes>, tokio::io::DuplexStream) {
+        let (ours, mut theirs) = tokio::io::duplex(64 * 1024);
+        theirs.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+        let (sender, connection) = Builder::new().handshake(ours).await.unwrap();
+        (connection, sender, theirs)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_endpoint_that_does_not_answer_a_ping_is_left() {
+        let (mut connection, _sender, _theirs) = silent().await;
+        let state = Rc::<State>::default();
+        let _stream = Place::take(&state);
+        let start = Instant::now();
+
+        let pings = connection.ping_pong();
+        drive(connection, pings, state.clone(), "e".into()).await;
+
+        assert!(state.has_ended.get());
+        assert_eq!(start.elapsed(), PING_EVERY + PING_TIMEOUT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unused_connection_is_not_asked() {
+        let (mut connection, _sender, _theirs) = silent().await;
+        let state = Rc::<State>::default();
+
+        let pings = connection.ping_pong();
+        let ended = tokio::time::timeout(PING_EVERY * 10, drive(connection, pings, state, "e".into())).await;
+
+        assert!(ended.is_err());
+    }
 }

@@ -188,6 +188,16 @@ Service auth
 }
 
 #[test]
+fn check_says_how_endpoints_are_spoken_to_and_who_shows_certificates() {
+    let output = check(&["--skip-files"], &folder("valid/every-key.yaml"));
+
+    let stdout = text(&output.stdout);
+    for words in ["certificates of clients verified", "shop.example.com:8080 (TLS)", "127.0.0.1:2 (HTTP/2)"] {
+        assert!(stdout.contains(words), "{words}: {stdout}");
+    }
+}
+
+#[test]
 fn check_prints_routes_in_order_of_precedence() {
     let output = check(&["--skip-files"], &folder("valid/every-key.yaml"));
 

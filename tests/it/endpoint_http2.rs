@@ -401,7 +401,7 @@ fn over_tls_the_protocol_is_agreed_on() {
         eventually(PATIENCE, || {
             let answer = http1(&perch).get("a", "/");
             assert_eq!(answer.status, 200);
-            answer.text() == expected && perch.stderr().contains(&format!("Reloaded"))
+            answer.text() == expected && perch.stderr().contains("Reloaded")
         });
     }
     perch.rewrite_config(&config(old.address, &keys("h2")));
@@ -421,4 +421,15 @@ fn an_unused_connection_is_closed_and_health_checks_speak_http2() {
     let states = perch.admin_json("/api/v1/services")["services"][0]["versions"][0]["endpoints"][0]["state"].clone();
     assert_eq!(states, "ready");
     eventually(PATIENCE, || backend.open_connections() <= 1);
+}
+
+#[test]
+fn an_endpoint_that_does_not_speak_http2_is_said_so() {
+    let backend = TestBackend::named("old");
+    let perch = perch(backend.address(), "protocol: h2c");
+
+    for _ in 0..2 {
+        let answer = http1(&perch).get("a", "/");
+        assert_eq!((answer.status, answer.header("perch-reason")), (502, Some("reset")));
+    }
 }

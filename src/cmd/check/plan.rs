@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::config::{self, Affinity, Config, Listener, OnDecrease, Service, TlsVersion, Version};
+use crate::config::{
+    self, Affinity, ClientCertificateMode, Config, EndpointProtocol, Listener, OnDecrease, Service, TlsVersion, Version,
+};
 use crate::decide::route::{RouteTable, Rule};
 use crate::decide::{Salt, Split, WhenEmpty};
 
@@ -148,6 +150,10 @@ fn listener_words(listener: &Listener) -> String {
                 TlsVersion::V1_3 => "TLS 1.3",
             };
             words.push(format!("{version}, {}", count(tls.certificates.len(), "certificate")));
+            words.extend(tls.client_certificates.as_ref().map(|clients| match clients.mode {
+                ClientCertificateMode::Required => "certificates of clients required".to_owned(),
+                ClientCertificateMode::Optional => "certificates of clients verified".to_owned(),
+            }));
         }
         (None, Some(r)) => words.push(format!("redirects to https, port {}, with {}", r.port, r.status)),
         (None, None) => words.push("plain HTTP".into()),
@@ -205,7 +211,18 @@ fn service_words(service: &Service) -> Vec<String> {
     words
 }
 
+/// Where they are, and how they are spoken to when that is not plain HTTP/1.
 fn endpoints(version: &Version) -> String {
+    let how = match (version.transport.protocol, &version.transport.tls) {
+        (EndpointProtocol::Http1, None) => "",
+        (EndpointProtocol::Http1 | EndpointProtocol::Auto, _) => " (TLS)",
+        (EndpointProtocol::H2c, _) => " (HTTP/2)",
+        (EndpointProtocol::H2, _) => " (HTTP/2 over TLS)",
+    };
+    places(version) + how
+}
+
+fn places(version: &Version) -> String {
     if let Some(source) = &version.kubernetes {
         return source.to_string();
     }
