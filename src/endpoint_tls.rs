@@ -50,6 +50,8 @@ pub struct Client {
 #[derive(Clone, Debug)]
 struct Current {
     config: Arc<ClientConfig>,
+    /// The same, offering HTTP/1 only.
+    http1: Arc<ClientConfig>,
     /// Everything that was read, to see whether it changed.
     read: Arc<Vec<CertificateDer<'static>>>,
 }
@@ -182,12 +184,14 @@ impl Client {
                 })?
             }
         };
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let http1 = Arc::new(config.clone());
         config.alpn_protocols = match protocol {
             EndpointProtocol::Http1 | EndpointProtocol::H2c => vec![b"http/1.1".to_vec()],
             EndpointProtocol::H2 => vec![b"h2".to_vec()],
             EndpointProtocol::Auto => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
         };
-        Ok(Current { config: Arc::new(config), read: Arc::new(read) })
+        Ok(Current { config: Arc::new(config), http1, read: Arc::new(read) })
     }
 
     /// True when it is another one. Sessions are resumed only within one: what is no longer trusted is verified anew.
@@ -212,10 +216,28 @@ impl Client {
     /// # Errors
     /// Of the connection, or of rustls inside [`io::Error`]: no TLS, a certificate that does not hold.
     pub async fn connect(&self, stream: TcpStream, name: &str) -> io::Result<TlsStream<TcpStream>> {
+        let config = self.current.read().unwrap_or_else(PoisonError::into_inner).config.clone();
+        self.shake_hands(config, stream, name).await
+    }
+
+    /// The same for what only HTTP/1 can do, where the endpoint has the choice: an upgrade.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub async fn connect_http1(&self, stream: TcpStream, name: &str) -> io::Result<TlsStream<TcpStream>> {
+        let config = self.current.read().unwrap_or_else(PoisonError::into_inner).http1.clone();
+        self.shake_hands(config, stream, name).await
+    }
+
+    async fn shake_hands(
+        &self,
+        config: Arc<ClientConfig>,
+        stream: TcpStream,
+        name: &str,
+    ) -> io::Result<TlsStream<TcpStream>> {
         let host = self.settings.hostname.as_deref().unwrap_or_else(|| host_of(name));
         let server = ServerName::try_from(host.to_owned())
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, format!("{host}: {error}")))?;
-        let config = self.current.read().unwrap_or_else(PoisonError::into_inner).config.clone();
         // Boxed: its kilobytes go with the handshake.
         let stream = Box::pin(TlsConnector::from(config).connect(server, stream)).await?;
         if self.protocol == EndpointProtocol::H2 && !is_http2(&stream) {
@@ -266,7 +288,8 @@ mod tests {
             .unwrap()
             .with_root_certificates(RootCertStore::empty())
             .with_no_client_auth();
-        let current = Current { config: Arc::new(config), read: Arc::default() };
+        let config = Arc::new(config);
+        let current = Current { http1: config.clone(), config, read: Arc::default() };
         let client = Client::new(settings, EndpointProtocol::Http1, current);
 
         assert!(client.may_tell());

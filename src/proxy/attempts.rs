@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use tokio::time::Instant;
 
 use super::request::Plan;
-use super::upstream::{self, Link};
+use super::upstream::{self, Link, Wanted};
 use super::worker::Worker;
 use crate::reason::Reason;
 use crate::state::decision::another;
@@ -85,7 +85,8 @@ impl<'a> Attempts<'a> {
             self.make_room(version)?;
             self.count += 1;
             let (worker, timeouts) = (self.worker, &self.plan.service.config.timeouts);
-            match upstream::link(worker, timeouts, version, &self.endpoint, self.wants_fresh, self.now).await {
+            let wanted = Wanted { is_fresh: self.wants_fresh, is_upgrade: self.plan.is_upgrade };
+            match upstream::link(worker, timeouts, version, &self.endpoint, wanted, self.now).await {
                 Ok(link) => return Ok(link),
                 Err(reason) => {
                     self.blame(version, reason);

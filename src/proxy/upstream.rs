@@ -113,22 +113,38 @@ impl Pool {
     }
 }
 
-/// A connection to an endpoint, or a stream of one: kept, unless `is_fresh` is asked for, or new.
+/// What a request needs of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    /// A kept one has just failed.
+    pub(crate) is_fresh: bool,
+    /// It asks for an upgrade, which is a matter of HTTP/1.
+    pub(crate) is_upgrade: bool,
+}
+
+/// A connection to an endpoint, or a stream of one, kept or new.
 pub(crate) async fn link(
     worker: &Worker,
     timeouts: &ServiceTimeouts,
     version: &Version,
     endpoint: &Arc<Endpoint>,
-    is_fresh: bool,
+    wanted: Wanted,
     now: u64,
 ) -> Result<Link, Reason> {
+    let Wanted { is_fresh, is_upgrade } = wanted;
     if !is_fresh && let Some(link) = worker.pool.checkout(endpoint.id, now) {
         return Ok(link);
     }
     match endpoint.transport.protocol {
         EndpointProtocol::Http1 => {
             let in_flight = InFlight::new(endpoint);
-            let io = open(worker, timeouts, version, endpoint).await?;
+            let io = open(worker, timeouts, version, endpoint, false).await?;
+            Ok(Link::new(io, endpoint, timeouts, in_flight))
+        }
+        // A connection of its own, which is not for other requests in any case.
+        EndpointProtocol::Auto if is_upgrade => {
+            let in_flight = InFlight::new(endpoint);
+            let io = open(worker, timeouts, version, endpoint, true).await?;
             Ok(Link::new(io, endpoint, timeouts, in_flight))
         }
         EndpointProtocol::H2c | EndpointProtocol::H2 | EndpointProtocol::Auto => {
@@ -162,7 +178,7 @@ async fn multiplexed(
             Turn::Alone => None,
         };
         let opened = async {
-            let io = open(worker, timeouts, version, endpoint).await?;
+            let io = open(worker, timeouts, version, endpoint, false).await?;
             if endpoint.transport.protocol == EndpointProtocol::Auto && !io.is_http2() {
                 worker.multiplexed.speaks_http1(endpoint.id);
                 return Ok(Some(io));
@@ -188,6 +204,7 @@ async fn open(
     timeouts: &ServiceTimeouts,
     version: &Version,
     endpoint: &Arc<Endpoint>,
+    is_http1: bool,
 ) -> Result<Wire, Reason> {
     let started = Instant::now();
     // One deadline for all of it.
@@ -199,7 +216,7 @@ async fn open(
         }
         match endpoint.transport.tls {
             None => Ok(Wire::Plain(tcp)),
-            Some(_) => shake_hands(&worker.shared.endpoints_tls, version, endpoint, tcp).await,
+            Some(_) => shake_hands(&worker.shared.endpoints_tls, version, endpoint, tcp, is_http1).await,
         }
     });
     let io = opened.await.map_err(|_| Reason::ConnectTimeout)??;
@@ -212,10 +229,15 @@ async fn shake_hands(
     version: &Version,
     endpoint: &Endpoint,
     tcp: TcpStream,
+    is_http1: bool,
 ) -> Result<Wire, Reason> {
     let client = endpoints_tls.client(&endpoint.transport).ok_or(Reason::Internal)?;
     let settings = Settings::now(client.clone());
-    match client.connect(tcp, &endpoint.name).await {
+    let shaken = match is_http1 {
+        true => client.connect_http1(tcp, &endpoint.name).await,
+        false => client.connect(tcp, &endpoint.name).await,
+    };
+    match shaken {
         Ok(stream) => Ok(Wire::Tls(Box::new(Tls { stream, settings }))),
         Err(error) => {
             if client.may_tell() {

@@ -433,3 +433,27 @@ fn an_endpoint_that_does_not_speak_http2_is_said_so() {
         assert_eq!((answer.status, answer.header("perch-reason")), (502, Some("reset")));
     }
 }
+
+/// An endpoint that prefers HTTP/2: an upgrade is offered to it over HTTP/1 all the same.
+#[test]
+fn an_upgrade_goes_over_http1_where_the_endpoint_has_the_choice() {
+    let launch = Launch::new("");
+    let dir = launch.dir().to_owned();
+    write_certificate(&dir, "localhost", &["localhost"]);
+    let certificate = Authority::new(&dir, "ca").issue(&dir, "app", &["app.internal"]);
+    let plain = TestBackend::scripted(|_| {
+        let switches = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+        vec![crate::support::Act::Send(switches.as_bytes().to_vec()), crate::support::Act::Echo]
+    });
+    let relay = TlsRelay::start(plain.address(), &certificate, &["h2", "http/1.1"], None);
+    let keys = "protocol: auto\ntls: {validation: {caCertificates: [ca.pem], hostname: app.internal}}";
+    let perch = launch.config(&config(relay.address, keys)).start();
+    let mut client = http1(&perch);
+
+    client.send("GET /ws HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n");
+    assert_eq!(client.try_response_head().unwrap().status, 101);
+    client.send("ping");
+
+    assert_eq!(client.read_exact(4).unwrap(), b"ping");
+    assert_eq!(relay.handshakes()[0].alpn.as_deref(), Some("http/1.1"));
+}

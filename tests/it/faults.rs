@@ -66,7 +66,8 @@ fn refused_by_all_is_a_bad_gateway_and_the_connection_lives_on() {
 
     assert_refused(&client.get("a", "/"), 502, "connect-refused");
     // The request by its version, its reason, and the attempt: three series, one word.
-    assert_eq!(front.perch.metric("perch_rejected_total{reason=\"connect-refused\"}"), Some(1.0));
+    let series = "perch_rejected_total{reason=\"connect-refused\"}";
+    eventually(PATIENCE, || front.perch.metric(series) == Some(1.0));
     front.backend.accept_again();
 
     assert_eq!(client.get("a", "/").text(), "stable");
