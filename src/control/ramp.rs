@@ -51,17 +51,20 @@ impl Ramps {
     #[must_use]
     pub fn show(&self, service: &str, noted: &RampState) -> Shown {
         let live = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(service).cloned();
-        // The runner forgets with its next look; what has ended has ended at once.
-        live.filter(|live| noted.phase.is_under_way() && live.state.canary == noted.canary)
-            .unwrap_or_else(|| Shown { state: noted.clone(), report: noted.report(&Window::default()) })
+        // What somebody else has ended, or begun anew, is not what the runner last saw.
+        let is_it = |live: &Shown| match noted.phase.is_under_way() {
+            true => live.state.phase.is_under_way() && live.state.canary == noted.canary,
+            false => live.state == *noted,
+        };
+        live.filter(is_it).unwrap_or_else(|| Shown { state: noted.clone(), report: noted.report(&Window::default()) })
     }
 
-    fn put(&self, service: &Arc<str>, shown: Option<Shown>) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match shown {
-            Some(shown) => all.insert(service.clone(), shown),
-            None => all.remove(service),
-        };
+    fn put(&self, service: &Arc<str>, shown: Shown) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(service.clone(), shown);
+    }
+
+    fn keep(&self, is_there: impl Fn(&Arc<str>) -> bool) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|name, _| is_there(name));
     }
 
     fn clear(&self) {
@@ -109,6 +112,7 @@ impl Runner {
         let is_there = |name: &Arc<str>| snapshot.services.iter().any(|s| s.name == *name);
         self.live.retain(|name, _| is_there(name));
         self.refused.retain(|name, _| is_there(name));
+        self.control.ramps().keep(is_there);
         for service in &snapshot.services {
             if !service.config.rollout.steps.is_empty() && self.counted.insert(service.name.clone()) {
                 metrics::rollout_start(&service.name);
@@ -116,8 +120,8 @@ impl Runner {
             let Some(rollout) = snapshot.rollouts.services.get(&*service.name) else { continue };
             self.start(service, rollout).await;
             let Some(state) = rollout.ramp.as_ref().filter(|ramp| ramp.phase.is_under_way()) else {
+                // Its last numbers stay to be read.
                 self.live.remove(&service.name);
-                self.control.ramps().put(&service.name, None);
                 continue;
             };
             let live = self.live.entry(service.name.clone()).or_insert_with(|| Live::new(state));
@@ -126,7 +130,7 @@ impl Runner {
             if let Some(done) = done {
                 told(service, &shown, &done);
             }
-            self.control.ramps().put(&service.name, Some(shown));
+            self.control.ramps().put(&service.name, shown);
         }
     }
 

@@ -26,6 +26,7 @@ pub(crate) struct Entry {
     pub(crate) status: u16,
     pub(crate) reason: Option<Reason>,
     pub(crate) is_head: bool,
+    is_upgrade: bool,
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
     protocol: Protocol,
@@ -64,6 +65,7 @@ impl Entry {
             status: 0,
             reason: None,
             is_head: false,
+            is_upgrade: false,
             bytes_in: 0,
             bytes_out: 0,
             protocol,
@@ -82,6 +84,7 @@ impl Entry {
     /// The request is understood and decided.
     pub(crate) fn planned(&mut self, plan: &Plan) {
         self.is_head = plan.is_head;
+        self.is_upgrade = plan.is_upgrade;
         self.protocol = plan.protocol;
         self.client = plan.client;
         let (service, version, why) = (plan.service.clone(), plan.decision.version, plan.decision.why);
@@ -149,8 +152,8 @@ impl Entry {
     /// Whether the version failed; `None` when the request says nothing about it.
     fn judge(&self) -> Option<bool> {
         match self.reason {
-            // A tunnel lasts as long as its users like.
-            None if self.status == 101 => None,
+            // A tunnel lasts as long as its users like: 101, or 200 in HTTP/2 (RFC 8441).
+            None if self.is_upgrade && self.status < 300 => None,
             None => Some(self.has_failed || self.status >= 500),
             Some(reason) if reason.blames_version() => Some(true),
             // The client's fault, perhaps after an answer had begun. Its time counts: clients give up on the slow.

@@ -125,3 +125,16 @@ async fn a_skip_comes_with_the_next_look_and_keeps_the_evidence() {
 
     assert_eq!(ramp(&control).phase, Phase::Done);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_has_ended_shows_its_last_numbers() {
+    let (control, _lead) = begun(600, true).await;
+
+    serve(&control, 10, Some(2)).await;
+
+    let noted = ramp(&control);
+    assert_eq!(noted.phase, Phase::Aborted);
+    let shown = control.ramps().show("hello", &noted);
+    assert!(shown.report.p99.canary.is_some(), "{shown:?}");
+    assert_eq!(control.ramps().show("hello", &noted.ended("again")).state, noted);
+}
