@@ -34,3 +34,39 @@ fn the_drain_fits_the_grace_of_the_pod() {
 
     assert!(config.drain.deadline.as_secs() < grace.parse().unwrap());
 }
+
+#[test]
+fn perch_asks_the_cluster_for_no_more_than_it_needs() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/kubernetes");
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
+
+    let role = read("role.yaml");
+    let words = |key: &str| -> Vec<String> {
+        role.lines().filter_map(|l| l.trim().trim_start_matches("- ").strip_prefix(key)).map(str::to_owned).collect()
+    };
+    assert!(role.contains("kind: Role\n"), "of one namespace");
+    assert_eq!(
+        words("verbs: "),
+        ["[list, watch]", "[list, watch]", "[list, watch]", "[get, list, watch, patch]", "[get, patch]"]
+    );
+    // Whatever can be written is named.
+    assert_eq!(words("resourceNames: "), ["[perch-state]", "[perch-state]"]);
+    let deployment = read("deployment.yaml");
+    for line in [
+        "replicas: 2",
+        "runAsNonRoot: true",
+        "readOnlyRootFilesystem: true",
+        "allowPrivilegeEscalation: false",
+        "capabilities: {drop: [ALL]}",
+        "seccompProfile: {type: RuntimeDefault}",
+        "rollingUpdate: {maxSurge: 1, maxUnavailable: 0}",
+        "topologySpreadConstraints:",
+        "httpGet: {path: /readyz, port: admin}",
+        "httpGet: {path: /livez, port: admin}",
+    ] {
+        assert!(deployment.contains(line), "{line}");
+    }
+    assert!(!deployment.contains("preStop:"), "drain.delay does that");
+    assert!(read("service.yaml").contains("externalTrafficPolicy: Local"));
+    assert!(read("poddisruptionbudget.yaml").contains("maxUnavailable: 1"));
+}

@@ -275,3 +275,37 @@ fn a_real_api_server_takes_the_manifests_and_their_role_is_enough() {
         assert_eq!(answer.status, status, "{path}: {answer:?}");
     }
 }
+
+#[test]
+fn every_folder_of_manifests_builds() {
+    let Some(assets) = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from) else {
+        println!("skipped: KUBEBUILDER_ASSETS is not set");
+        return;
+    };
+    let build = |folder: &str| {
+        let done = Command::new(kubectl_in(&assets)).args(["kustomize", folder]).output().unwrap();
+        assert!(done.status.success(), "{folder}: {}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8(done.stdout).unwrap()
+    };
+
+    for folder in ["kubernetes", "lab", "lab/overlays/canary", "lab/overlays/blue-green"] {
+        let built = build(&manifests(folder));
+        let objects = built.matches("\nkind: ").count();
+        let labelled = built.matches("app.kubernetes.io/part-of: lab").count();
+        assert!(objects >= 8 && labelled >= objects, "{folder}: {labelled} labels of {objects} objects");
+        assert!(built.contains("name: perch-state"), "{folder}");
+    }
+    // With what is optional.
+    let copy = tempfile::tempdir().unwrap();
+    for name in ["", "podmonitor"] {
+        let from = PathBuf::from(manifests("kubernetes")).join(name);
+        std::fs::create_dir_all(copy.path().join(name)).unwrap();
+        for file in std::fs::read_dir(from).unwrap().map(|f| f.unwrap().path()).filter(|f| f.is_file()) {
+            std::fs::copy(&file, copy.path().join(name).join(file.file_name().unwrap())).unwrap();
+        }
+    }
+    let file = copy.path().join("kustomization.yaml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace("# components:\n#   - podmonitor", "components:\n  - podmonitor")).unwrap();
+    assert!(build(copy.path().to_str().unwrap()).contains("kind: PodMonitor"));
+}

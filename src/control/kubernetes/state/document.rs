@@ -1,5 +1,7 @@
 //! The rollout document in a ConfigMap: how it is read, kept beside on disk, and written only over what it is based on.
 
+#![expect(clippy::indexing_slicing, reason = "of JSON: what is not there reads as null")]
+
 use std::path::PathBuf;
 use std::time::Duration;
 
