@@ -59,6 +59,14 @@ impl Store {
         }
     }
 
+    /// Nobody else reads it: what is in force without being stored contradicts no other replica.
+    pub(super) const fn is_own(&self) -> bool {
+        match self {
+            Self::ConfigMap(_) => false,
+            Self::File(_) | Self::Memory => true,
+        }
+    }
+
     /// Returns when the document is safe.
     ///
     /// # Errors

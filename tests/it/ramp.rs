@@ -192,6 +192,23 @@ fn a_failing_canary_is_aborted_by_itself_and_a_webhook_told() {
 }
 
 #[test]
+fn the_guard_aborts_although_nothing_can_be_stored() {
+    let kept = tempfile::tempdir().unwrap();
+    let (stable, canary) = (TestBackend::named("stable"), TestBackend::named("canary"));
+    canary.script(|seen| vec![response(seen, "500 Oh no", "", "boom")]);
+    let config = text(&service(&[("10%", 600.0)], ""), &[stable.address()], &[canary.address()]);
+    let perch = TestPerch::start(&format!("stateDir: {}\n{config}", kept.path().display()));
+    begin(&perch);
+
+    kept.close().unwrap();
+    let _users = Users::of(&perch);
+
+    until(&perch, "aborted");
+    assert_eq!(share(&perch), 0.0);
+    assert_eq!(perch.admin_post("/api/v1/services/app/pause", &json!({})).status, 503);
+}
+
+#[test]
 fn killed_in_the_middle_it_goes_on_at_the_same_step() {
     let kept = tempfile::tempdir().unwrap();
     let (stable, canary) = (TestBackend::named("stable"), TestBackend::named("canary"));

@@ -38,6 +38,11 @@ impl Writer {
                         self.adopt(*rollouts);
                         continue;
                     }
+                    // A broken canary must not wait for a broken disk. After a restart the ramp would go on, and be
+                    // aborted again.
+                    Err(error @ StoreError::Unwritable(_)) if change.is_guards_abort() && self.store.is_own() => {
+                        error!(service, %error, "The guard's abort is in force, but can't be stored.");
+                    }
                     Err(error @ StoreError::Unwritable(_)) => {
                         return Err(refused(ControlError::NotStored(error.to_string())));
                     }

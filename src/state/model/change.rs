@@ -38,6 +38,12 @@ impl Change {
         matches!(&self.verb, Verb::Ramp(step) if step.amounts.is_empty() && step.word == Word::Ramp)
     }
 
+    /// The guard of a ramp takes the canary back.
+    #[must_use]
+    pub fn is_guards_abort(&self) -> bool {
+        matches!(&self.verb, Verb::Ramp(step) if step.word == Word::Abort)
+    }
+
     /// Weights, by the service's own rule.
     #[must_use]
     pub fn weights(service: impl Into<String>, amounts: Vec<(String, Amount)>, who: impl Into<String>) -> Self {
