@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::cluster::{Cluster, config, is_ready};
 use super::double::{Double, Fault};
+use super::traffic::Users;
 use crate::support::{Launch, PATIENCE, TestBackend, TestPerch, eventually, get};
 
 const MORE: &str = "kubernetes: {state: {configMap: perch-state, lease: perch, leaseDuration: 2s}}\n";
@@ -107,6 +108,60 @@ pub(super) fn a_leader_that_dies_is_replaced(cluster: &Cluster) {
 
 fn left_name(dead: usize) -> &'static str {
     if dead == 0 { "perch-b" } else { "perch-a" }
+}
+
+#[test]
+fn a_ramp_goes_on_where_a_dead_leader_left_it() {
+    let double = Double::start();
+    let cluster = double.cluster();
+    let backend = TestBackend::named("hello");
+    let versions = format!(
+        "{{name: stable, weight: 1, endpoints: ['{0}']}}, {{name: canary, weight: 0, endpoints: ['{0}']}}",
+        backend.address()
+    );
+    let more = format!(
+        "    affinity: None\n    rollout: {{settle: 0s, steps: [{{weight: 40%, hold: 1s}}, {{weight: 60%, hold: 1s}}, {{weight: 100%}}], guard: {{minRequests: 50, latencyTolerance: 1000%}}}}\n{MORE}"
+    );
+    let start = |name: &str| {
+        let perch = cluster.launch(&versions, &more).env("POD_NAME", name).start();
+        eventually(PATIENCE, || is_ready(&perch));
+        perch
+    };
+    let share = |perch: &TestPerch| {
+        let service = perch.admin_json("/api/v1/services/hello");
+        service["versions"].as_array().unwrap().iter().find(|v| v["name"] == "canary").unwrap()["share"]
+            .as_f64()
+            .unwrap()
+    };
+    let mut all = vec![start("perch-a"), start("perch-b")];
+    eventually(PATIENCE, || all.iter().filter(|p| leads(p)).count() == 1);
+    let leader = all.remove(all.iter().position(leads).unwrap());
+    let left = all.remove(0);
+
+    // Asked of the one that does not lead; the leader begins, and waits, as it sees no requests.
+    let begun = left.admin_post("/api/v1/services/hello/promote", &json!({"guarded": true}));
+    assert_eq!(begun.status, 200, "{begun:?}");
+    eventually(PATIENCE, || [&leader, &left].iter().all(|p| (share(p) - 0.4).abs() < 0.001));
+    let users = Users::start(&left);
+    leader.signal("KILL");
+    eventually(PATIENCE, || leads(&left));
+
+    // From the first step on, not from the start: each step's weights came once.
+    eventually(PATIENCE * 3, || (share(&left) - 1.0).abs() < 0.001);
+    let history = left.admin_json("/api/v1/services/hello/history");
+    let shares: Vec<f64> = history["revisions"]
+        .as_array()
+        .or(history.as_array())
+        .unwrap()
+        .iter()
+        .filter(|r| r["verb"] != "file")
+        .map(|r| {
+            r["weights"]["canary"].as_f64().unwrap()
+                / (r["weights"]["canary"].as_f64().unwrap() + r["weights"]["stable"].as_f64().unwrap())
+        })
+        .collect();
+    assert_eq!(shares.iter().filter(|s| (*s - 0.4).abs() < 0.001).count(), 1, "{history}");
+    assert!(users.finish().len() > 100);
 }
 
 #[test]
