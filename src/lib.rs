@@ -3,6 +3,7 @@
 pub mod access_log;
 pub mod admin;
 pub mod backend;
+pub mod client;
 pub mod cmd;
 pub mod config;
 pub mod control;

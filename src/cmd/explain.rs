@@ -4,18 +4,18 @@
 //! with `--admin` it asks the running proxy, which also knows its pins and its endpoints' health.
 
 use std::collections::HashSet;
-use std::io::{ErrorKind, Read, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::io::{ErrorKind, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::{Args, ValueEnum};
-use http::Uri;
 
 use super::INVALID_CONFIG;
 use crate::admin::explain::{Answer, Query, answer};
+use crate::client::{Client, encode};
 use crate::config::{self, Config};
 use crate::control::resolve;
 use crate::state::clock::Clock;
@@ -35,7 +35,7 @@ pub struct Options {
 
     /// Ask the running proxy at this admin address instead, such as http://127.0.0.1:9900
     #[arg(long, value_name = "URL", env = "PERCH_ADMIN")]
-    admin: Option<Uri>,
+    admin: Option<String>,
 
     /// The client's address
     #[arg(long, value_name = "ADDRESS")]
@@ -137,20 +137,8 @@ fn offline(config: Config, query: Query) -> anyhow::Result<Answer> {
     Ok(found)
 }
 
-const ASK_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Asks a running proxy.
-fn ask(admin: &Uri, options: &Options) -> anyhow::Result<Answer> {
-    let (Some("http"), Some(authority)) = (admin.scheme_str(), admin.authority()) else {
-        bail!("--admin: `{admin}` is no address of an admin listener; write one such as http://127.0.0.1:9900");
-    };
-    let port = authority.port_u16().unwrap_or(80);
-    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-    let reach = || format!("--admin: {admin} cannot be reached; is perch running there?");
-    let address = (host, port).to_socket_addrs().with_context(reach)?.next().with_context(reach)?;
-    let mut stream = TcpStream::connect_timeout(&address, ASK_TIMEOUT).with_context(reach)?;
-    stream.set_read_timeout(Some(ASK_TIMEOUT))?;
-    stream.set_write_timeout(Some(ASK_TIMEOUT))?;
+fn ask(admin: &str, options: &Options) -> anyhow::Result<Answer> {
     let ip = options.ip.to_string();
     let parameters = [
         ("ip", Some(&ip)),
@@ -162,43 +150,12 @@ fn ask(admin: &Uri, options: &Options) -> anyhow::Result<Answer> {
     ];
     let query: Vec<_> =
         parameters.iter().filter_map(|(name, value)| value.map(|v| format!("{name}={}", encode(v)))).collect();
-    write!(
-        stream,
-        "GET /api/v1/explain?{} HTTP/1.1\r\nhost: {authority}\r\nconnection: close\r\n\r\n",
-        query.join("&")
-    )?;
-    let mut response = Vec::new();
-    stream.read_to_end(&mut response).with_context(reach)?;
-    let mut fields = [httparse::EMPTY_HEADER; 32];
-    let mut head = httparse::Response::new(&mut fields);
-    let not_perch = || format!("--admin: {admin} does not answer like perch's admin listener");
-    let httparse::Status::Complete(length) = head.parse(&response).with_context(not_perch)? else { bail!(not_perch()) };
-    let body = response.get(length..).unwrap_or_default();
-    if head.code == Some(200) {
-        return serde_json::from_slice(body).with_context(not_perch);
-    }
-    let error: serde_json::Value = serde_json::from_slice(body).with_context(not_perch)?;
-    bail!("{}", error.get("error").and_then(|e| e.as_str()).unwrap_or("the proxy refused the question"))
-}
-
-/// Everything but unreserved characters as escapes (RFC 3986 section 2.3).
-fn encode(text: &str) -> String {
-    text.bytes()
-        .map(|b| match b {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(b).to_string(),
-            _ => format!("%{b:02X}"),
-        })
-        .collect()
+    Ok(Client::new(admin, None)?.get(&format!("/api/v1/explain?{}", query.join("&")))?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_parameter_survives_the_way() {
-        assert_eq!(encode("/a b?c=é&d"), "%2Fa%20b%3Fc%3D%C3%A9%26d");
-    }
 
     #[test]
     fn an_endpoint_without_an_address_counts_as_usable() {

@@ -140,11 +140,8 @@ fn climb(
     shared: &Arc<Shared>,
     record: &mut Record,
 ) -> Result<Option<String>, Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build_local(tokio::runtime::LocalOptions::default())?;
     for percent in &ramp.percents {
-        let split = match runtime.block_on(ramp.admin.set(&ramp.version, *percent)) {
+        let split = match ramp.admin.set(&ramp.version, *percent) {
             Ok(split) => split,
             Err(error) if record.steps.is_empty() => return Err(Error::Admin(error)),
             Err(error) => return Ok(Some(error)),

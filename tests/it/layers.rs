@@ -4,14 +4,15 @@ use std::path::{Path, PathBuf};
 
 /// Part -> parts of the crate that its `use` lines may name. What is not listed (cmd, runtime, demo) puts things together
 /// and may know all.
-const ARROWS: [(&str, &[&str]); 8] = [
+const ARROWS: [(&str, &[&str]); 9] = [
     ("decide", &["decide"]),
     ("config", &["config", "decide"]),
     ("state", &["state", "config", "decide", "metrics", "reason"]),
     ("control", &["control", "state", "config", "decide", "endpoint_tls", "metrics", "readiness", "reason"]),
     ("proxy", &["proxy", "state", "config", "decide", "access_log", "endpoint_tls", "metrics", "pem", "reason"]),
     ("admin", &["admin", "control", "state", "config", "decide", "metrics", "readiness", "reason"]),
-    ("load", &["load", "decide"]),
+    ("client", &["client"]),
+    ("load", &["load", "client", "decide"]),
     ("backend", &["backend"]),
 ];
 
