@@ -100,10 +100,10 @@ impl Client {
         if status.is_success() {
             return serde_json::from_slice(&answer).map_err(|error| not_perch(error.to_string()));
         }
-        let body: Value = serde_json::from_slice(&answer).map_err(|_| not_perch(status.to_string()))?;
+        let body: Value = serde_json::from_slice(&answer).map_err(|_| not_perch(format!("{target}: {status}")))?;
         match body.get("error").and_then(Value::as_str) {
             Some(message) => Err(ClientError::Refused { status, message: message.to_owned(), body }),
-            None => Err(not_perch(status.to_string())),
+            None => Err(not_perch(format!("{target}: {status}"))),
         }
     }
 

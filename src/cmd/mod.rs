@@ -5,12 +5,24 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+pub mod abort;
 pub mod backend;
 pub mod check;
 pub mod demo;
+pub mod drain;
 pub mod explain;
+pub mod history;
 pub mod load;
+pub mod pause;
+pub mod promote;
+pub mod resume;
 pub mod serve;
+pub mod set_weight;
+pub mod status;
+pub mod switch;
+mod table;
+pub mod undo;
+mod verb;
 
 /// A TLS reverse proxy that splits the users of a service between its versions, and keeps them there.
 #[derive(Debug, Parser)]
@@ -28,6 +40,16 @@ enum Command {
     // Boxed: it has by far the most options.
     Load(Box<load::Options>),
     Explain(explain::Options),
+    Status(status::Options),
+    SetWeight(set_weight::Options),
+    Pause(pause::Options),
+    Resume(resume::Options),
+    Promote(promote::Options),
+    Abort(abort::Options),
+    Undo(undo::Options),
+    History(history::Options),
+    Switch(switch::Options),
+    Drain(drain::Options),
     Backend(backend::Options),
 }
 
@@ -43,6 +65,16 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Demo(options) => demo::run(options),
         Command::Load(options) => load::run(*options),
         Command::Explain(options) => explain::run(options),
+        Command::Status(options) => status::run(&options),
+        Command::SetWeight(options) => set_weight::run(options),
+        Command::Pause(options) => pause::run(&options),
+        Command::Resume(options) => resume::run(&options),
+        Command::Promote(options) => promote::run(options),
+        Command::Abort(options) => abort::run(&options),
+        Command::Undo(options) => undo::run(options),
+        Command::History(options) => history::run(&options),
+        Command::Switch(options) => switch::run(options),
+        Command::Drain(options) => drain::run(&options),
         Command::Backend(options) => backend::run(options),
     };
     done.unwrap_or_else(|error| {

@@ -74,8 +74,7 @@ impl Admin {
     pub fn set(&self, version: &str, percent: f64) -> Result<Split, String> {
         let body = serde_json::json!({
             "weights": { version: format!("{percent}%") },
-            "who": "perch load",
-            "reason": "a step of its ramp",
+            "reason": "perch load ramp",
         });
         let path = format!("/api/v1/services/{}/weights", encode(&self.service));
         let mut conflicts = 0;

@@ -37,6 +37,7 @@ mod process;
 mod ramp;
 mod reload;
 mod requests;
+mod rollout;
 mod slow;
 mod split;
 mod streams;
