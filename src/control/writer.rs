@@ -26,7 +26,7 @@ use crate::state::clock::Clock;
 use crate::state::model::{BuildError, Change, ChangeError, ClusterNews, HostPort, Model, Names};
 use crate::state::pins::Pins;
 use crate::state::publish::Published;
-use crate::state::snapshot::{EndpointId, Service, ServiceId, Snapshot};
+use crate::state::snapshot::{Endpoint, EndpointId, Service, ServiceId, Snapshot};
 
 mod changes;
 
@@ -442,9 +442,13 @@ impl Writer {
         let mut leaving = self.model.take_leaving();
         if !leaving.is_empty() {
             let all = snapshot.services.iter().flat_map(|s| &s.versions).flat_map(|v| &v.endpoints);
-            let addresses: HashSet<SocketAddr> = all.map(|e| e.address).collect();
-            // The address is another pod's by now: a pinned client must not meet it on a connection to the old one.
-            for endpoint in leaving.extract_if(.., |e| addresses.contains(&e.address)) {
+            let now: HashSet<(SocketAddr, Option<&str>)> = all.map(|e| (e.address, e.pod.as_deref())).collect();
+            let addresses: HashSet<SocketAddr> = now.iter().map(|(address, _)| *address).collect();
+            // The address is another pod's by now: a pinned client must not meet it on a connection to the old one. The
+            // same pod in another version is as good as before, for whoever decides on the snapshot before.
+            let is_anothers =
+                |e: &mut Arc<Endpoint>| addresses.contains(&e.address) && !now.contains(&(e.address, e.pod.as_deref()));
+            for endpoint in leaving.extract_if(.., is_anothers) {
                 endpoint.health.set_gone();
             }
         }

@@ -137,6 +137,17 @@ async fn an_endpoint_that_left_is_gone_after_a_moment_and_not_before() {
 }
 
 #[tokio::test]
+async fn an_endpoint_that_another_version_has_now_is_not_gone_at_once() {
+    let (control, _) = start(vec![service("hello", &[("v1", 1.0, &["10.0.0.1:80"])])]).await;
+    let endpoint = control.snapshot().services[0].versions[0].endpoints[0].clone();
+
+    let after = control.configure(config(vec![service("hello", &[("v2", 1.0, &["10.0.0.1:80"])])])).await.unwrap();
+
+    assert_ne!(after.services[0].versions[0].endpoints[0].id, endpoint.id);
+    assert!(!endpoint.health.is_gone(), "whoever decides on the old snapshot may still use it");
+}
+
+#[tokio::test]
 async fn a_drain_ends_by_itself() {
     let rule = OnDecrease::Drain { deadline: Duration::from_millis(100) };
     let (control, _) = start(vec![Service { on_decrease: rule, ..hello(90.0, 10.0) }]).await;
