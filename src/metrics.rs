@@ -65,6 +65,7 @@ metrics! {
     ROLLOUT_STEP Gauge "perch_rollout_step" "Step of the guarded ramp under way, from 1; 0 without one.",
     ROLLOUT_EVALUE Gauge "perch_rollout_guard_evalue" "Evidence against the canary of the ramp under way, by test; a ramp is aborted at 1 / falseAborts.",
     ROLLOUT_ABORTS Counter "perch_rollout_aborts_total" "Ramps that the guard aborted, by the test that failed.",
+    ROLLOUT_SEQUENCE Gauge "perch_rollout_sequence" "Number of the last decision (verb or step of a ramp) in force; replicas of one installation have the same.",
     GENERATION Gauge "perch_config_generation" "Number of the snapshot in force.",
     RELOAD_OK Gauge "perch_config_last_reload_successful" "1 when the last reload was taken over, 0 when it was refused.",
     RELOAD_TIME Gauge "perch_config_last_reload_success_timestamp_seconds" "When a configuration was last taken over.",

@@ -2,10 +2,11 @@
 
 const copy = (value) => JSON.parse(JSON.stringify(value));
 
-const STEPS = [[0.01, 300], [0.05, 600], [0.25, 600], [0.5, 900], [1, 0]].map(([weight, holdSeconds]) => ({ weight, holdSeconds }));
+const STEPS = [["1%", 300], ["5%", 600], ["25%", 600], ["50%", 900], ["100%", 0]].map(([weight, holdSeconds]) => ({ weight, share: parseFloat(weight) / 100, holdSeconds }));
 const GUARD = {
-  requests: { stable: 48210, canary: 2514 }, errors: { stable: 19, canary: 2 },
-  p50: { stable: 0.0041, canary: 0.0044 }, p99: { stable: 0.0182, canary: 0.0191 }, eValue: 0.31, verdict: "undecided", why: "nothing speaks against the canary",
+  requests: { stable: 48210, canary: 2514 }, errors: { stable: 19, canary: 2 }, errorRatio: { stable: 0.000394, canary: 0.000796 },
+  p50: { stable: 0.0041, canary: 0.0044 }, p90: { stable: 0.009, canary: 0.0093 }, p99: { stable: 0.0182, canary: 0.0191 },
+  minRequests: 100, eValue: 1.7, suspectAt: 10, abortAt: 100, tests: [{ metric: "errors", eValue: 1.7 }, { metric: "p99", eValue: 0.31 }], verdict: "clear", why: "",
 };
 
 /** A ramp in its second step. */
@@ -14,7 +15,7 @@ export function ramping(status) {
   const hello = shown.services.find((s) => s.name === "hello");
   hello.rollout = {
     ...hello.rollout, revision: 7, stable: "stable", source: "verbs",
-    ramp: { state: "running", step: 1, steps: STEPS, holdLeftSeconds: 252, why: "", guard: GUARD },
+    ramp: { state: "running", canary: "canary", stable: "stable", step: 1, steps: STEPS, holdLeftSeconds: 252, why: "", guard: GUARD },
   };
   return shown;
 }

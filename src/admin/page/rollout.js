@@ -17,8 +17,8 @@ const RAMP_WORDS = {
   aborted: "The ramp was aborted",
 };
 
-/** A weight of a step: a share from 0 to 1, or text such as 5%. */
-const stepShare = ({ weight, share }) => (typeof weight === "string" ? weight.replace(/\s*%/, "\u202f%") : percent(weight ?? share));
+/** Of a step, as it is written in the configuration: 5%. */
+const stepShare = ({ weight }) => weight.replace(/\s*%$/, "\u202f%");
 
 function showRollout(it, service) {
   const { rollout } = service;
@@ -48,7 +48,8 @@ function showRollout(it, service) {
     const progress = el("progress", { max: "1", "aria-label": "Hold" });
     return { node: el("li", {}, share, progress, hold), share, hold, progress };
   }, (row, { step, number }) => {
-    const state = isOver || number < ramp.step ? "past" : number === ramp.step ? "now" : "next";
+    const now = stepNumber(ramp) - 1;
+    const state = isOver || number < now ? "past" : number === now ? "now" : "next";
     put(row.node, "data-state", state);
     put(row.node, "aria-current", state === "now" ? "step" : null);
     say(row.share, stepShare(step));
@@ -57,31 +58,31 @@ function showRollout(it, service) {
     row.progress.value = state === "past" ? 1 : isTimed ? Math.min(1, Math.max(0, 1 - left / step.holdSeconds)) : 0;
     say(row.hold, isTimed && ramp.state !== "aborted" ? (left > 0 ? `${duration(left)} left` : "hold is over") : step.holdSeconds ? duration(step.holdSeconds) : "");
   });
-  showGuard(it.guard, ramp, service);
+  showGuard(it.guard, ramp);
 }
 
-const GUARD_ROWS = [["requests", "Requests", grouped], ["errors", "Failed", null], ["p50", "p50", latency], ["p99", "p99", latency]];
+const GUARD_ROWS = [["requests", "Requests", grouped], ["errors", "Failed", grouped], ["p50", "p50", latency], ["p90", "p90", latency], ["p99", "p99", latency]];
 
-function showGuard(node, ramp, service) {
-  const { guard } = ramp;
+/** An e-value: how much more likely what was seen is if the canary is worse. */
+const evidence = (value) => (value >= 100 ? grouped(value) : String(Number(value.toPrecision(2))));
+
+function showGuard(node, { guard, stable, canary }) {
   if (!guard) return;
-  const stable = ramp.stable ?? stableOf(service);
-  const canary = ramp.canary ?? likely(service);
-  const cell = (value, show) => (value === null || value === undefined ? "–" : show(value));
-  const rows = GUARD_ROWS.filter(([key]) => guard[key]).map(([key, title, show]) => {
-    const of = (side) => {
-      const value = guard[key][side];
-      if (key !== "errors") return cell(value, show);
-      const requests = guard.requests?.[side];
-      return cell(value, (v) => (v > 1 || Number.isInteger(v) ? `${grouped(v)}${requests ? ` (${percent(v / requests)})` : ""}` : percent(v)));
-    };
-    return [title, of("stable"), of("canary")];
-  });
-  const verdict = [guard.verdict && `Guard: ${guard.verdict}`, guard.why].filter(Boolean).join(", ");
-  const evidence = Object.entries(guard).filter(([key, value]) => /^e?value|evidence/i.test(key) && typeof value === "number");
-  const words = [verdict, ...evidence.map(([key, value]) => `${key} ${Number(value.toPrecision(3))}`)].filter(Boolean).join("; ");
+  const tests = new Map(guard.tests.map((test) => [test.metric, test.eValue]));
+  const value = (key, side, show) => {
+    const n = guard[key][side];
+    if (n === null) return "–";
+    return key === "errors" ? `${grouped(n)} (${percent(guard.errorRatio[side])})` : show(n);
+  };
+  const rows = GUARD_ROWS.filter(([key]) => key !== "p90" || tests.has("p90")).map(([key, title, show]) => [
+    title, value(key, "stable", show), value(key, "canary", show), tests.has(key) ? evidence(tests.get(key)) : "",
+  ]);
+  const words = [
+    `The guard says ${guard.verdict.replaceAll("-", " ")}${guard.why ? `: ${guard.why}` : ""}.`,
+    `Evidence of ${evidence(guard.suspectAt)} is suspect, of ${evidence(guard.abortAt)} aborts; a step needs ${plural(guard.minRequests, "request")} of each side.`,
+  ].join(" ");
   const text = JSON.stringify([rows, words]);
   if (node.perchText === text) return;
   node.perchText = text;
-  node.replaceChildren(table("What the guard compares in this step", ["This step", stable, canary], rows), el("p", { class: "muted" }, words));
+  node.replaceChildren(table("What the guard compares in this step", ["This step", stable, canary, "Evidence"], rows), el("p", { class: "muted" }, words));
 }
