@@ -53,8 +53,8 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         "promote",
         [
             ("version", options.version.map(|v| json!(v))),
-            ("guarded", options.guarded.then(|| json!(true))),
-            ("force", options.force.then(|| json!(true))),
+            ("guarded", options.guarded.then_some(json!(true))),
+            ("force", options.force.then_some(json!(true))),
             ("onDecrease", options.on_decrease.map(Rule::json)),
             ("deadline", options.deadline.map(|d| json!(d))),
         ],

@@ -32,5 +32,5 @@ pub struct Options {
 /// # Errors
 /// When it was not done; the message is for the person at the terminal.
 pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
-    options.change.send(&options.service, "resume", [("skip", options.skip.then(|| json!(true)))])
+    options.change.send(&options.service, "resume", [("skip", options.skip.then_some(json!(true)))])
 }

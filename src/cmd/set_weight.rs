@@ -64,7 +64,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
             ("weights", Some(weights.into())),
             ("onDecrease", options.on_decrease.map(Rule::json)),
             ("deadline", options.deadline.map(|d| json!(d))),
-            ("closed", options.close.then(|| json!(true))),
+            ("closed", options.close.then_some(json!(true))),
         ],
     )
 }

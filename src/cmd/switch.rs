@@ -61,7 +61,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         "switch",
         [
             ("version", Some(json!(options.version))),
-            ("force", options.force.then(|| json!(true))),
+            ("force", options.force.then_some(json!(true))),
             ("existing", Some(json!(existing))),
             ("deadline", options.deadline.map(|d| json!(d))),
         ],

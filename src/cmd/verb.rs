@@ -127,7 +127,7 @@ impl Change {
             ("reason", self.reason.as_ref().map(|r| json!(r))),
             ("who", Some(&self.who).filter(|w| !w.is_empty()).map(|w| json!(w))),
             ("generation", self.generation.map(|g| json!(g))),
-            ("dryRun", self.dry_run.then(|| json!(true))),
+            ("dryRun", self.dry_run.then_some(json!(true))),
         ];
         let is_guarded = keys.iter().any(|(key, value)| *key == "guarded" && value.is_some());
         let body: serde_json::Map<String, Value> =

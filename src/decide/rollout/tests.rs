@@ -115,8 +115,8 @@ fn undo_goes_back_and_is_a_revision_of_its_own() {
     let first = apply(&set, &Verb::Undo { to_revision: Some(1), on_decrease: None }, &at(&sides, 0)).unwrap();
 
     assert_eq!((undone.weights["canary"].value(), undone.revision()), (50.0, 4));
-    assert_eq!(redone.weights["canary"].value(), 70.0, "as kubectl does");
-    assert_eq!(first.weights["canary"].value(), 10.0);
+    assert_eq!(redone.weights["canary"], Weight::new(70.0).unwrap(), "as kubectl does");
+    assert_eq!(first.weights["canary"], Weight::new(10.0).unwrap());
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn undo_looks_behind_revisions_with_the_same_weights() {
 
     let undone = after(&sides, &[set("canary", "50"), Verb::Pause, Verb::Resume { skip: false }, UNDO]);
 
-    assert_eq!(undone.weights["canary"].value(), 10.0);
+    assert_eq!(undone.weights["canary"], Weight::new(10.0).unwrap());
 }
 
 #[test]
