@@ -442,12 +442,12 @@ impl Writer {
         let mut leaving = self.model.take_leaving();
         if !leaving.is_empty() {
             let all = snapshot.services.iter().flat_map(|s| &s.versions).flat_map(|v| &v.endpoints);
-            let now: HashSet<(SocketAddr, Option<&str>)> = all.map(|e| (e.address, e.pod.as_deref())).collect();
-            let addresses: HashSet<SocketAddr> = now.iter().map(|(address, _)| *address).collect();
-            // The address is another pod's by now: a pinned client must not meet it on a connection to the old one. The
-            // same pod in another version is as good as before, for whoever decides on the snapshot before.
-            let is_anothers =
-                |e: &mut Arc<Endpoint>| addresses.contains(&e.address) && !now.contains(&(e.address, e.pod.as_deref()));
+            let now: HashSet<_> = all.map(|e| e.place()).collect();
+            let addresses: HashSet<SocketAddr> = now.iter().map(|(address, ..)| *address).collect();
+            // The address is another pod's by now, or spoken to in another way: a pinned client must not meet it on a
+            // connection to the old one. The same pod in another version is as good as before, for whoever decides on
+            // the snapshot before.
+            let is_anothers = |e: &mut Arc<Endpoint>| addresses.contains(&e.address) && !now.contains(&e.place());
             for endpoint in leaving.extract_if(.., is_anothers) {
                 endpoint.health.set_gone();
             }

@@ -96,3 +96,11 @@ pub struct Endpoint {
     pub in_flight: AtomicU32,
     pub health: Health,
 }
+
+impl Endpoint {
+    /// What makes two endpoints one for whoever has a connection to it: address, pod and transport.
+    #[must_use]
+    pub fn place(&self) -> (SocketAddr, Option<&str>, &config::Transport) {
+        (self.address, self.pod.as_deref(), &self.transport)
+    }
+}
