@@ -41,7 +41,7 @@ pub fn client(name: &str, trust: &Trust, protocol: Protocol) -> Result<Tls, Stri
         .with_safe_default_protocol_versions()
         .map_err(|e| format!("TLS: {e}"))?;
     let verifier: Arc<dyn ServerCertVerifier> = match trust {
-        Trust::Everybody => Arc::new(Anybody(provider)),
+        Trust::Everybody => Arc::new(AnyCertificate(provider)),
         Trust::File(path) => verifier(path, provider)?,
         Trust::System => {
             let bundle = SYSTEM_BUNDLES
@@ -77,11 +77,11 @@ fn verifier(path: &Path, provider: Arc<CryptoProvider>) -> Result<Arc<dyn Server
         .map_err(|e| format!("{}: {e}", path.display()))
 }
 
-/// `--insecure`: any certificate will do, but the handshake must be signed by its key.
+/// `--insecure`, and the tests: any certificate will do, but the handshake must be signed by its key.
 #[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
+pub struct AnyCertificate(pub Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for AnyCertificate {
     fn verify_server_cert(
         &self,
         _end_entity: &CertificateDer<'_>,
