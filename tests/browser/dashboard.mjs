@@ -6,6 +6,7 @@ import path from "node:path";
 
 import { accessibility, ask, chromium, cleanUp, demo, open, overflow, run, serve, until } from "./support.mjs";
 import { ramping, troubled } from "./pictures.mjs";
+import { ramps } from "./ramp.mjs";
 
 const FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"];
 const SHOTS = process.env.SHOTS;
@@ -253,7 +254,7 @@ const browser = await chromium.launch({ executablePath: "/usr/bin/chromium", arg
 try {
   const { child, admin, https } = await demo("--canary", "25");
   await run("load", `${https}/version`, "--insecure", "--quiet", "--clients", "200", "--requests", "3");
-  for (const step of [policy, watches, explains, changes, keyboard, looks, guards]) await step({ browser, admin, child });
+  for (const step of [policy, watches, explains, changes, keyboard, looks, guards, ramps]) await step({ browser, admin, child });
   console.log("ok: all of it");
 } catch (problem) {
   console.error(`FAILED: ${problem.stack}`);

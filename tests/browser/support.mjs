@@ -47,13 +47,14 @@ export async function demo(...args) {
   return { child, admin: child.said.match(/http:\/\/127\.0\.0\.1:\d+/)[0], https: child.said.match(/https:\/\/127\.0\.0\.1:\d+/)[0] };
 }
 
-/** `perch serve` of a configuration: its admin address. */
+/** `perch serve` of a configuration: its addresses. */
 export async function serve(config) {
-  const [file, announce] = [path.join(work, "perch.yaml"), path.join(work, `announce-${children.length}.json`)];
+  const [file, announce] = [path.join(work, `perch-${children.length}.yaml`), path.join(work, `announce-${children.length}.json`)];
   fs.writeFileSync(file, config);
   const child = perch("serve", "--config", file, "--announce", announce);
   await until("perch serves", () => fs.existsSync(announce) || (child.exitCode !== null && Promise.reject(new Error(child.said))));
-  return { child, file, admin: `http://${JSON.parse(fs.readFileSync(announce, "utf8")).admin}` };
+  const { admin, listeners } = JSON.parse(fs.readFileSync(announce, "utf8"));
+  return { child, file, admin: `http://${admin}`, listeners };
 }
 
 /** Runs perch to its end. */

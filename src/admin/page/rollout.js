@@ -66,7 +66,8 @@ const GUARD_ROWS = [["requests", "Requests", grouped], ["errors", "Failed", grou
 /** An e-value: how much more likely what was seen is if the canary is worse. */
 const evidence = (value) => (value >= 100 ? grouped(value) : String(Number(value.toPrecision(2))));
 
-function showGuard(node, { guard, stable, canary }) {
+function showGuard(node, ramp) {
+  const { guard, stable, canary } = ramp;
   if (!guard) return;
   const tests = new Map(guard.tests.map((test) => [test.metric, test.eValue]));
   const value = (key, side, show) => {
@@ -78,7 +79,8 @@ function showGuard(node, { guard, stable, canary }) {
     title, value(key, "stable", show), value(key, "canary", show), tests.has(key) ? evidence(tests.get(key)) : "",
   ]);
   const words = [
-    `The guard says ${guard.verdict.replaceAll("-", " ")}${guard.why ? `: ${guard.why}` : ""}.`,
+    // What holds or ended the ramp is above already.
+    `The guard says ${guard.verdict.replaceAll("-", " ")}${guard.why && guard.why !== ramp.why ? `: ${guard.why}` : ""}.`,
     `Evidence of ${evidence(guard.suspectAt)} is suspect, of ${evidence(guard.abortAt)} aborts; a step needs ${plural(guard.minRequests, "request")} of each side.`,
   ].join(" ");
   const text = JSON.stringify([rows, words]);

@@ -61,7 +61,7 @@ const VERBS = {
     },
   },
   guarded: {
-    path: "promote", label: "Guarded ramp", go: "Start the ramp",
+    path: "promote", label: "Guarded ramp", go: "Start the ramp", outcome: "begun",
     title: (s) => `Ramp up a version of ${s.name}, guarded`,
     about: () => "Step by step as configured. In each step it is compared with the stable side; worse errors or latency abort the ramp.",
     fields(service) {
@@ -252,7 +252,7 @@ async function carryOut() {
   if (change !== mine) return;
   if (answer.status === 200) {
     $("change").close();
-    say($("said"), `${mine.what.label} of ${mine.name}: done${answer.body.generation ? `, generation ${answer.body.generation}` : ""}`);
+    tell(`${mine.what.label} of ${mine.name}: ${mine.what.outcome ?? "done"}${answer.body.generation ? `, generation ${answer.body.generation}` : ""}`);
     return;
   }
   say($("change-error"), answer.status === 409 ? conflict(answer.body) : refusal(answer));
@@ -261,6 +261,13 @@ async function carryOut() {
     await preview();
     if (change === mine && mine.generation !== null) say($("change-error"), error);
   }
+}
+
+/** What was done, for a while; afterwards the page itself shows it. */
+function tell(words) {
+  say($("said"), words);
+  clearTimeout(tell.timer);
+  tell.timer = setTimeout(() => say($("said"), ""), 15_000);
 }
 
 /** What stands in the way, and how things are now. */
