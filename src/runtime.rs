@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -14,24 +14,31 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::access_log::AccessLog;
 use crate::admin::{self, AdminState};
-use crate::config::{self, Config, Invalid, Loaded, Problem};
+use crate::config::{Invalid, Loaded, Problem};
 use crate::control::file::FileWatch;
-use crate::control::writer::{Control, Writer};
+use crate::control::writer::Writer;
 use crate::control::{checks, kubernetes, ramp, resolve, store};
-use crate::endpoint_tls::{self, EndpointsTls, Prepared};
+use crate::endpoint_tls::EndpointsTls;
 use crate::metrics;
-use crate::proxy::tls::Tls;
 use crate::proxy::worker::Shared;
-use crate::proxy::workers::{Bound, Workers};
+use crate::proxy::workers::Workers;
 use crate::readiness::Readiness;
 use crate::state::clock::Clock;
 use crate::state::pins::Pins;
+
+use self::prepare::{Open, bind_admin, bind_first, read_certificates, read_endpoints_tls, watched};
+use self::supervisor::Supervisor;
+
+mod given;
+mod prepare;
+mod supervisor;
+
+pub use self::given::{BadDescriptor, Given};
 
 /// For a Lease; without an answer of the API server it expires.
 const GIVE_BACK: Duration = Duration::from_secs(1);
@@ -80,27 +87,24 @@ pub struct Drained {
     pub cut: usize,
 }
 
-/// One open listener.
-#[derive(Debug)]
-struct Open {
-    asked: SocketAddr,
-    bound: SocketAddr,
-    tls: Option<Tls>,
-}
-
 /// Starts perch from a configuration. With `file`, changes of that file and of the certificates are taken over live.
 ///
 /// # Errors
 /// With every problem found; nothing listens then.
 pub fn start(loaded: Loaded, file: Option<PathBuf>) -> Result<Running, StartError> {
-    start_with(loaded, file, kubernetes::Options::default())
+    start_with(loaded, file, kubernetes::Options::default(), Given::default())
 }
 
-/// As [`start`], with a cluster to follow where the configuration says so.
+/// As [`start`], with a cluster to follow where the configuration says so, and sockets that are open already.
 ///
 /// # Errors
 /// See [`start`].
-pub fn start_with(loaded: Loaded, file: Option<PathBuf>, cluster: kubernetes::Options) -> Result<Running, StartError> {
+pub fn start_with(
+    loaded: Loaded,
+    file: Option<PathBuf>,
+    cluster: kubernetes::Options,
+    mut given: Given,
+) -> Result<Running, StartError> {
     let Loaded { config, warnings, places } = loaded;
     for warning in warnings {
         warn!("{warning}");
@@ -109,13 +113,12 @@ pub fn start_with(loaded: Loaded, file: Option<PathBuf>, cluster: kubernetes::Op
     let endpoints_tls = EndpointsTls::default();
     endpoints_tls.keep(read_endpoints_tls(&endpoints_tls, &config, &places)?);
     let count = config.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let admin_socket = TcpListener::bind(config.admin.address).map_err(|error| {
-        StartError::Bind(places.problem("admin.address", cannot_listen(config.admin.address, &error)))
-    })?;
+    let admin_socket = bind_admin(&config, &places, &mut given)?;
     let mut bound = Vec::new();
     for (position, listener) in config.listeners.iter().enumerate() {
-        bound.push((listener.name.clone(), bind(position, listener, count, &places, &BTreeMap::new())?));
+        bound.push((listener.name.clone(), bind_first(position, listener, count, &places, &mut given)?));
     }
+    given.close_rest();
 
     let clock = Clock::start();
     let pins = Arc::new(Pins::new(config.pins.max_entries));
@@ -245,292 +248,5 @@ impl Running {
     /// An order to a thread that is gone has nothing left to do.
     fn order(&self, order: Order) {
         self.orders.send(order).ok();
-    }
-}
-
-fn bind(
-    position: usize,
-    listener: &config::Listener,
-    count: usize,
-    places: &config::Places,
-    open: &BTreeMap<Arc<str>, Open>,
-) -> Result<Bound, StartError> {
-    // An address that one listener leaves may be taken by another in the same step: renamed, swapped, widened.
-    let is_left = open.values().any(|o| overlaps(o.bound, listener.address));
-    let bound = if is_left { Bound::beside(listener.address, count) } else { Bound::bind(listener.address, count) };
-    bound.map_err(|error| {
-        let path = format!("listeners[{position}].address");
-        StartError::Bind(places.problem(path, cannot_listen(listener.address, &error)))
-    })
-}
-
-/// Whether two listening addresses exclude each other.
-fn overlaps(one: SocketAddr, other: SocketAddr) -> bool {
-    let is_any = one.ip().is_unspecified() || other.ip().is_unspecified();
-    one.port() == other.port() && (one.ip() == other.ip() || is_any)
-}
-
-fn cannot_listen(address: SocketAddr, error: &io::Error) -> String {
-    let fix = match error.kind() {
-        io::ErrorKind::AddrInUse => "stop what listens there, or write another port",
-        io::ErrorKind::PermissionDenied => "write a port of 1024 or more, or give perch CAP_NET_BIND_SERVICE",
-        io::ErrorKind::AddrNotAvailable => "write an address of this machine, 0.0.0.0 or [::] for all",
-        _ => "see the error",
-    };
-    format!("can't listen on {address} ({error}); {fix}")
-}
-
-/// Reads the certificates of every listener with TLS, in the config's order; all problems at once.
-fn read_certificates(
-    config: &Config,
-    places: &config::Places,
-    open: &BTreeMap<Arc<str>, Open>,
-) -> Result<Vec<Option<Tls>>, StartError> {
-    let mut problems = Vec::new();
-    let mut all = Vec::new();
-    for (position, listener) in config.listeners.iter().enumerate() {
-        let Some(pairs) = &listener.tls else {
-            all.push(None);
-            continue;
-        };
-        let previous = open.get(&listener.name).and_then(|o| o.tls.as_ref());
-        match Tls::new(&format!("listeners[{position}].tls"), pairs, previous) {
-            Ok((tls, warnings)) => {
-                for warning in warnings {
-                    warn!("{}", places.problem(warning.path, warning.message));
-                }
-                all.push(Some(tls));
-            }
-            Err(found) => problems.extend(found.into_iter().map(|p| places.problem(p.path, p.message))),
-        }
-    }
-    if problems.is_empty() { Ok(all) } else { Err(StartError::Invalid(Invalid { problems, warnings: Vec::new() })) }
-}
-
-/// Reads what endpoints with TLS are reached with; all problems at once.
-fn read_endpoints_tls(
-    endpoints_tls: &EndpointsTls,
-    config: &Config,
-    places: &config::Places,
-) -> Result<Prepared, StartError> {
-    let place = |p: Problem| places.problem(p.path, p.message);
-    match endpoints_tls.prepare(config) {
-        Ok((prepared, warnings)) => {
-            for warning in warnings {
-                warn!("{}; what it was stays in use", place(warning));
-            }
-            Ok(prepared)
-        }
-        Err(found) => {
-            let problems = found.into_iter().map(place).collect();
-            Err(StartError::Invalid(Invalid { problems, warnings: Vec::new() }))
-        }
-    }
-}
-
-/// Files whose change matters: the configuration and what it names.
-fn watched(config: &Config, file: Option<&PathBuf>) -> Vec<PathBuf> {
-    let pairs = config.listeners.iter().filter_map(|l| l.tls.as_ref()).flat_map(|t| &t.certificates);
-    let tls = config.listeners.iter().filter_map(|l| l.tls.as_ref());
-    let clients = tls.flat_map(|t| &t.client_certificates).flat_map(|c| c.ca_files.clone());
-    pairs
-        .flat_map(|p| [p.cert_file.clone(), p.key_file.clone()])
-        .chain(clients)
-        .chain(endpoint_tls::files(config))
-        .chain(file.cloned())
-        .collect()
-}
-
-/// The control thread's own task.
-struct Supervisor {
-    file: Option<PathBuf>,
-    watch: FileWatch,
-    control: Control,
-    cluster: kubernetes::Handle,
-    workers: Workers,
-    listeners: BTreeMap<Arc<str>, Open>,
-    readiness: Readiness,
-    shared: Arc<Shared>,
-    access_log: AccessLog,
-}
-
-/// How often the workers are looked after.
-const LOOK_AFTER: Duration = Duration::from_secs(1);
-
-impl Supervisor {
-    async fn run(mut self, mut orders: mpsc::UnboundedReceiver<Order>) {
-        let mut look = tokio::time::interval(LOOK_AFTER);
-        loop {
-            tokio::select! {
-                order = orders.recv() => match order {
-                    None => return,
-                    Some(Order::Reload) => self.reload().await,
-                    Some(Order::Drain { with_delay, done }) => {
-                        let drained = self.drain(with_delay).await;
-                        self.access_log.flush(Duration::from_secs(1));
-                        // Nobody may be waiting any more.
-                        done.send(drained).ok();
-                        return;
-                    }
-                },
-                changed = self.watch.changed() => {
-                    // A certificate that was missing may have been all that a refused configuration waited for.
-                    let is_refused = self.readiness.last_reload().error.is_some();
-                    if is_refused || self.file.as_ref().is_some_and(|f| changed.contains(f)) {
-                        self.reload().await;
-                    } else {
-                        self.reload_certificates();
-                    }
-                }
-                _ = look.tick() => {
-                    if self.workers.is_broken() || self.control.is_stopped() {
-                        // A zombie that looks healthy is worse than a restart (reliability.md J9).
-                        error!("A worker or the writer has died; stopping. Please report the panic above.");
-                        std::process::abort();
-                    }
-                }
-            }
-        }
-    }
-
-    /// All or nothing: the old configuration serves until the new one is complete.
-    async fn reload(&mut self) {
-        let Some(file) = self.file.clone() else { return };
-        match self.take_over(&file).await {
-            Ok(generation) => {
-                self.readiness.reload_succeeded(SystemTime::now());
-                info!(generation, file = %file.display(), "Reloaded the configuration.");
-            }
-            Err(refused) => {
-                for line in refused.to_string().lines() {
-                    error!("{line}");
-                }
-                error!(file = %file.display(), "Refused the new configuration; the last good one stays in force.");
-                self.readiness.reload_refused(refused.to_string());
-            }
-        }
-    }
-
-    async fn take_over(&mut self, file: &std::path::Path) -> Result<u64, StartError> {
-        let Loaded { config, warnings, places } = config::load(file).map_err(StartError::Invalid)?;
-        for warning in warnings {
-            warn!("{warning}");
-        }
-        // Watched before they are read, so that no change falls in between; beside those in use, should this be refused.
-        let files = watched(&config, Some(&file.to_owned()));
-        self.watch.set_files(watched(&self.control.snapshot().config, None).into_iter().chain(files.clone()));
-        let tls = read_certificates(&config, &places, &self.listeners)?;
-        let endpoints_tls = read_endpoints_tls(&self.shared.endpoints_tls, &config, &places)?;
-        let mut sockets = Vec::new();
-        for (position, listener) in config.listeners.iter().enumerate() {
-            let stays = self.listeners.get(&listener.name).is_some_and(|o| o.asked == listener.address);
-            sockets.push(if stays {
-                None
-            } else {
-                Some(bind(position, listener, self.workers.count(), &places, &self.listeners)?)
-            });
-        }
-        self.warn_of_fixed(&config);
-        let listeners = config.listeners.clone();
-        self.shared.endpoints_tls.add(&endpoints_tls);
-        let news = self.cluster.prepare(&config).await;
-        let snapshot = self.control.configure_with(config, news).await?;
-        self.shared.endpoints_tls.keep(endpoints_tls);
-
-        let gone: Vec<Arc<str>> =
-            self.listeners.keys().filter(|name| !listeners.iter().any(|l| l.name == **name)).cloned().collect();
-        for name in gone {
-            self.workers.close(&name);
-            self.listeners.remove(&name);
-            info!(listener = %name, "Closed listener.");
-        }
-        for ((listener, tls), socket) in listeners.iter().zip(tls).zip(sockets) {
-            let name = &listener.name;
-            match socket {
-                None => {
-                    self.workers.set_tls(name, tls.as_ref());
-                    if let Some(open) = self.listeners.get_mut(name) {
-                        open.tls = tls;
-                    }
-                }
-                Some(bound) => {
-                    self.workers.close(name);
-                    info!(listener = %name, address = %bound.address, tls = tls.is_some(), "Listening.");
-                    let open = Open { asked: listener.address, bound: bound.address, tls: tls.clone() };
-                    self.workers.listen(name, bound, tls.as_ref());
-                    self.listeners.insert(name.clone(), open);
-                }
-            }
-        }
-        self.watch.set_files(files);
-        self.show_certificates();
-        Ok(snapshot.generation)
-    }
-
-    /// What a running process cannot change.
-    fn warn_of_fixed(&self, config: &Config) {
-        let now = self.control.snapshot();
-        let fixed = [
-            ("workers", now.config.workers != config.workers),
-            ("admin.address", now.config.admin.address != config.admin.address),
-            ("affinity.maxPins", now.config.pins != config.pins),
-            ("stateDir", now.config.state_dir != config.state_dir),
-            ("kubernetes.state", now.config.shared_state != config.shared_state),
-        ];
-        for (key, _) in fixed.iter().filter(|(_, changed)| *changed) {
-            warn!(key, "This key is read at start only; restart perch to change it.");
-        }
-    }
-
-    fn reload_certificates(&self) {
-        for (name, open) in &self.listeners {
-            let Some(tls) = &open.tls else { continue };
-            let reload = tls.reload();
-            for label in reload.replaced {
-                info!(listener = %name, certificate = %label, "Reloaded certificate.");
-            }
-            for problem in reload.kept {
-                error!(listener = %name, "{problem}; the old certificate stays in use");
-            }
-            for problem in reload.warnings {
-                warn!(listener = %name, "{problem}");
-            }
-        }
-        let (changed, problems) = self.shared.endpoints_tls.reload();
-        if changed > 0 {
-            info!(changed, "Reloaded certificates for endpoints.");
-        }
-        for problem in problems {
-            error!("{problem}; what it was stays in use");
-        }
-        self.show_certificates();
-    }
-
-    fn show_certificates(&self) {
-        for (name, open) in &self.listeners {
-            let certificates = open.tls.iter().flat_map(Tls::certificates);
-            metrics::certificates(name, certificates.map(|c| (c.label.to_string(), c.not_after)));
-        }
-    }
-
-    /// Not ready first, then no new connections, then none at all, or the deadline.
-    async fn drain(&self, with_delay: bool) -> Drained {
-        let rules = self.control.snapshot().config.drain;
-        let end = Instant::now() + rules.deadline;
-        self.readiness.drain();
-        let open = || self.shared.connections.load(std::sync::atomic::Ordering::Relaxed);
-        info!(connections = open(), deadline_s = rules.deadline.as_secs_f64(), "Draining.");
-        if with_delay {
-            tokio::time::sleep(rules.delay.min(rules.deadline)).await;
-        }
-        let spread = if with_delay { rules.spread } else { Duration::ZERO };
-        let finished = tokio::time::timeout_at(end, self.workers.drain(spread)).await.is_ok();
-        let cut = if finished { 0 } else { open() };
-        if finished {
-            info!("Drained.");
-        } else {
-            warn!(cut, "Drain deadline passed; cutting what is left.");
-        }
-        Drained { cut }
     }
 }

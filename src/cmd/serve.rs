@@ -12,13 +12,16 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::INVALID_CONFIG;
 use crate::config;
 use crate::control::kubernetes;
-use crate::runtime::{self, Running, StartError};
+use crate::runtime::{self, Given, Running, StartError};
 
 /// Run the proxy
 ///
 /// Signals: TERM drains (not ready at once, still accepting for drain.delay, then connections end as their requests do,
 /// at most drain.deadline); INT drains without the delay; a second TERM or INT ends at once; HUP reloads the file.
 /// A changed file or certificate is taken over by itself; a bad one keeps what serves.
+///
+/// A listener whose address a socket of LISTEN_FDS has (systemd's ListenStream=) uses that socket: it stays open when
+/// perch is restarted, and who connects meanwhile waits instead of being refused.
 ///
 /// Exit codes: 0 drained, 1 failed or cut by the drain's deadline, 2 usage, 3 invalid configuration, 130 ended at once.
 #[derive(Debug, Args)]
@@ -78,7 +81,8 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         cache: options.snapshot_cache.clone(),
         watch: options.watch_timeout,
     };
-    let running = match runtime::start_with(loaded, Some(options.config.clone()), cluster) {
+    let given = Given::from_environment()?;
+    let running = match runtime::start_with(loaded, Some(options.config.clone()), cluster, given) {
         Ok(running) => running,
         Err(StartError::Invalid(invalid)) => return Ok(refuse(&invalid)),
         Err(error) => return Err(error.into()),

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle as Task, LocalSet};
@@ -51,7 +51,7 @@ pub struct Workers {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// Sockets of one listener, one per worker, bound and not yet accepted from.
+/// Sockets of one listener, at least one per worker, bound and not yet accepted from.
 #[derive(Debug)]
 pub struct Bound {
     pub address: SocketAddr,
@@ -76,14 +76,44 @@ impl Bound {
     /// # Errors
     /// When the address is not ours, or not allowed.
     pub fn beside(address: SocketAddr, workers: usize) -> io::Result<Self> {
-        let first = socket(address, true)?;
+        let first = listening(address)?;
         let address = first.local_addr()?;
         let mut sockets = vec![first];
         while sockets.len() < workers {
-            sockets.push(socket(address, true)?);
+            sockets.push(listening(address)?);
         }
         Ok(Self { address, sockets })
     }
+
+    /// Sockets of one address that another process has opened and may still accept from. What is added so that every
+    /// worker has one listens only once the workers do: a connection must not wait where nobody may ever accept it.
+    ///
+    /// # Errors
+    /// When there is none, or one is no listening socket.
+    pub fn adopt(given: Vec<StdListener>, workers: usize) -> io::Result<Self> {
+        let first = given.first().ok_or(io::ErrorKind::NotFound)?;
+        let address = first.local_addr()?;
+        let spreads = SockRef::from(first).reuse_port().unwrap_or(false);
+        let mut sockets = given;
+        sockets.iter().try_for_each(|s| s.set_nonblocking(true))?;
+        let shared: Vec<StdListener> = (sockets.len()..workers)
+            .zip(sockets.iter().cycle())
+            // A group of sockets is one user's; whoever isn't that user shares what was given.
+            .map(
+                |(_, given)| {
+                    if spreads { socket(address, true).or_else(|_| given.try_clone()) } else { given.try_clone() }
+                },
+            )
+            .collect::<io::Result<_>>()?;
+        sockets.extend(shared);
+        Ok(Self { address, sockets })
+    }
+}
+
+fn listening(address: SocketAddr) -> io::Result<StdListener> {
+    let socket = socket(address, true)?;
+    SockRef::from(&socket).listen(BACKLOG)?;
+    Ok(socket)
 }
 
 fn socket(address: SocketAddr, shared: bool) -> io::Result<StdListener> {
@@ -93,9 +123,6 @@ fn socket(address: SocketAddr, shared: bool) -> io::Result<StdListener> {
     socket.set_reuse_port(shared)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
-    if shared {
-        socket.listen(BACKLOG)?;
-    }
     Ok(socket.into())
 }
 
@@ -128,7 +155,11 @@ impl Workers {
     /// Starts accepting on a bound listener.
     pub fn listen(&self, name: &Arc<str>, bound: Bound, tls: Option<&Tls>) {
         let door = Arc::new(Door::new(name));
-        for (worker, socket) in self.orders.iter().zip(bound.sockets) {
+        // All of them, also when there are more than workers: nobody else accepts from the rest.
+        for (worker, socket) in self.orders.iter().cycle().zip(bound.sockets) {
+            if let Err(error) = SockRef::from(&socket).listen(BACKLOG) {
+                tracing::error!(listener = %name, address = %bound.address, %error, "Cannot listen.");
+            }
             order(worker, Order::Listen { door: door.clone(), socket, tls: tls.cloned() });
         }
     }

@@ -12,6 +12,7 @@
 
 mod admin;
 mod backend;
+mod binary_upgrade;
 mod bodies;
 mod client_certificates;
 mod config;

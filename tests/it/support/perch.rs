@@ -2,8 +2,9 @@
 //! from `--announce`, output captured, killed with the test.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::ops::{Deref, DerefMut};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -16,6 +17,7 @@ use super::{Client, PATIENCE, Process, Response, eventually, replace_file};
 pub struct Launch {
     dir: tempfile::TempDir,
     command: Command,
+    socket: Option<TcpListener>,
 }
 
 /// A running `perch serve`. Dropped: killed.
@@ -42,7 +44,7 @@ impl Launch {
         let mut command = Command::new(env!("CARGO_BIN_EXE_perch"));
         command.arg("serve").arg("--config").arg(dir.path().join("perch.yaml"));
         command.arg("--announce").arg(dir.path().join("announce.json"));
-        let launch = Self { dir, command };
+        let launch = Self { dir, command, socket: None };
         launch.write("perch.yaml", &launch.expand(config));
         launch
     }
@@ -71,10 +73,23 @@ impl Launch {
         self
     }
 
+    /// With a listening socket, given in the way of systemd.
+    #[must_use]
+    pub fn socket(mut self, socket: TcpListener) -> Self {
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(r#"LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" "$@" 3<&0 </dev/null"#);
+        shell.arg(self.command.get_program()).args(self.command.get_args());
+        shell.envs(self.command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        self.command = shell;
+        self.socket = Some(socket);
+        self
+    }
+
     /// Starts it and waits until it serves. Panics with its output when it ends or takes too long.
     #[track_caller]
     pub fn start(mut self) -> TestPerch {
-        let mut process = Process::start(&mut self.command);
+        let stdin = self.socket.take().map_or_else(Stdio::null, |socket| Stdio::from(OwnedFd::from(socket)));
+        let mut process = Process::start_with(&mut self.command, stdin);
         let announce = self.dir.path().join("announce.json");
         eventually(PATIENCE, || announce.exists() || process.try_wait().is_some());
         let Ok(text) = std::fs::read_to_string(&announce) else { panic!("perch did not start") };

@@ -29,7 +29,12 @@ impl Process {
 
     /// Any command.
     pub fn start(command: &mut Command) -> Self {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self::start_with(command, Stdio::null())
+    }
+
+    /// Any command, with this as its standard input.
+    pub fn start_with(command: &mut Command, stdin: Stdio) -> Self {
+        command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let stdout = Capture::of(child.stdout.take().expect("piped"));
         let stderr = Capture::of(child.stderr.take().expect("piped"));

@@ -1,0 +1,219 @@
+//! The control thread's own task: reloads, the drain, the look after workers and writer.
+//!
+//! A reload is all or nothing. It knows every listener that is open, and nothing of requests.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use super::prepare::{Open, bind, read_certificates, read_endpoints_tls, watched};
+use super::{Drained, Order, StartError};
+use crate::access_log::AccessLog;
+use crate::config::{self, Config, Loaded};
+use crate::control::file::FileWatch;
+use crate::control::kubernetes;
+use crate::control::writer::Control;
+use crate::metrics;
+use crate::proxy::tls::Tls;
+use crate::proxy::worker::Shared;
+use crate::proxy::workers::Workers;
+use crate::readiness::Readiness;
+
+/// The control thread's own task.
+pub(super) struct Supervisor {
+    pub(super) file: Option<PathBuf>,
+    pub(super) watch: FileWatch,
+    pub(super) control: Control,
+    pub(super) cluster: kubernetes::Handle,
+    pub(super) workers: Workers,
+    pub(super) listeners: BTreeMap<Arc<str>, Open>,
+    pub(super) readiness: Readiness,
+    pub(super) shared: Arc<Shared>,
+    pub(super) access_log: AccessLog,
+}
+
+/// How often the workers are looked after.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
+
+impl Supervisor {
+    pub(super) async fn run(mut self, mut orders: mpsc::UnboundedReceiver<Order>) {
+        let mut look = tokio::time::interval(LOOK_AFTER);
+        loop {
+            tokio::select! {
+                order = orders.recv() => match order {
+                    None => return,
+                    Some(Order::Reload) => self.reload().await,
+                    Some(Order::Drain { with_delay, done }) => {
+                        let drained = self.drain(with_delay).await;
+                        self.access_log.flush(Duration::from_secs(1));
+                        // Nobody may be waiting any more.
+                        done.send(drained).ok();
+                        return;
+                    }
+                },
+                changed = self.watch.changed() => {
+                    // A certificate that was missing may have been all that a refused configuration waited for.
+                    let is_refused = self.readiness.last_reload().error.is_some();
+                    if is_refused || self.file.as_ref().is_some_and(|f| changed.contains(f)) {
+                        self.reload().await;
+                    } else {
+                        self.reload_certificates();
+                    }
+                }
+                _ = look.tick() => {
+                    if self.workers.is_broken() || self.control.is_stopped() {
+                        // A zombie that looks healthy is worse than a restart (reliability.md J9).
+                        error!("A worker or the writer has died; stopping. Please report the panic above.");
+                        std::process::abort();
+                    }
+                }
+            }
+        }
+    }
+
+    /// All or nothing: the old configuration serves until the new one is complete.
+    async fn reload(&mut self) {
+        let Some(file) = self.file.clone() else { return };
+        match self.take_over(&file).await {
+            Ok(generation) => {
+                self.readiness.reload_succeeded(SystemTime::now());
+                info!(generation, file = %file.display(), "Reloaded the configuration.");
+            }
+            Err(refused) => {
+                for line in refused.to_string().lines() {
+                    error!("{line}");
+                }
+                error!(file = %file.display(), "Refused the new configuration; the last good one stays in force.");
+                self.readiness.reload_refused(refused.to_string());
+            }
+        }
+    }
+
+    async fn take_over(&mut self, file: &std::path::Path) -> Result<u64, StartError> {
+        let Loaded { config, warnings, places } = config::load(file).map_err(StartError::Invalid)?;
+        for warning in warnings {
+            warn!("{warning}");
+        }
+        // Watched before they are read, so that no change falls in between; beside those in use, should this be refused.
+        let files = watched(&config, Some(&file.to_owned()));
+        self.watch.set_files(watched(&self.control.snapshot().config, None).into_iter().chain(files.clone()));
+        let tls = read_certificates(&config, &places, &self.listeners)?;
+        let endpoints_tls = read_endpoints_tls(&self.shared.endpoints_tls, &config, &places)?;
+        let mut sockets = Vec::new();
+        for (position, listener) in config.listeners.iter().enumerate() {
+            let stays = self.listeners.get(&listener.name).is_some_and(|o| o.asked == listener.address);
+            sockets.push(if stays {
+                None
+            } else {
+                Some(bind(position, listener, self.workers.count(), &places, &self.listeners)?)
+            });
+        }
+        self.warn_of_fixed(&config);
+        let listeners = config.listeners.clone();
+        self.shared.endpoints_tls.add(&endpoints_tls);
+        let news = self.cluster.prepare(&config).await;
+        let snapshot = self.control.configure_with(config, news).await?;
+        self.shared.endpoints_tls.keep(endpoints_tls);
+
+        let gone: Vec<Arc<str>> =
+            self.listeners.keys().filter(|name| !listeners.iter().any(|l| l.name == **name)).cloned().collect();
+        for name in gone {
+            self.workers.close(&name);
+            self.listeners.remove(&name);
+            info!(listener = %name, "Closed listener.");
+        }
+        for ((listener, tls), socket) in listeners.iter().zip(tls).zip(sockets) {
+            let name = &listener.name;
+            match socket {
+                None => {
+                    self.workers.set_tls(name, tls.as_ref());
+                    if let Some(open) = self.listeners.get_mut(name) {
+                        open.tls = tls;
+                    }
+                }
+                Some(bound) => {
+                    self.workers.close(name);
+                    info!(listener = %name, address = %bound.address, tls = tls.is_some(), "Listening.");
+                    let open = Open { asked: listener.address, bound: bound.address, tls: tls.clone() };
+                    self.workers.listen(name, bound, tls.as_ref());
+                    self.listeners.insert(name.clone(), open);
+                }
+            }
+        }
+        self.watch.set_files(files);
+        self.show_certificates();
+        Ok(snapshot.generation)
+    }
+
+    /// What a running process cannot change.
+    fn warn_of_fixed(&self, config: &Config) {
+        let now = self.control.snapshot();
+        let fixed = [
+            ("workers", now.config.workers != config.workers),
+            ("admin.address", now.config.admin.address != config.admin.address),
+            ("affinity.maxPins", now.config.pins != config.pins),
+            ("stateDir", now.config.state_dir != config.state_dir),
+            ("kubernetes.state", now.config.shared_state != config.shared_state),
+        ];
+        for (key, _) in fixed.iter().filter(|(_, changed)| *changed) {
+            warn!(key, "This key is read at start only; restart perch to change it.");
+        }
+    }
+
+    fn reload_certificates(&self) {
+        for (name, open) in &self.listeners {
+            let Some(tls) = &open.tls else { continue };
+            let reload = tls.reload();
+            for label in reload.replaced {
+                info!(listener = %name, certificate = %label, "Reloaded certificate.");
+            }
+            for problem in reload.kept {
+                error!(listener = %name, "{problem}; the old certificate stays in use");
+            }
+            for problem in reload.warnings {
+                warn!(listener = %name, "{problem}");
+            }
+        }
+        let (changed, problems) = self.shared.endpoints_tls.reload();
+        if changed > 0 {
+            info!(changed, "Reloaded certificates for endpoints.");
+        }
+        for problem in problems {
+            error!("{problem}; what it was stays in use");
+        }
+        self.show_certificates();
+    }
+
+    pub(super) fn show_certificates(&self) {
+        for (name, open) in &self.listeners {
+            let certificates = open.tls.iter().flat_map(Tls::certificates);
+            metrics::certificates(name, certificates.map(|c| (c.label.to_string(), c.not_after)));
+        }
+    }
+
+    /// Not ready first, then no new connections, then none at all, or the deadline.
+    async fn drain(&self, with_delay: bool) -> Drained {
+        let rules = self.control.snapshot().config.drain;
+        let end = Instant::now() + rules.deadline;
+        self.readiness.drain();
+        let open = || self.shared.connections.load(std::sync::atomic::Ordering::Relaxed);
+        info!(connections = open(), deadline_s = rules.deadline.as_secs_f64(), "Draining.");
+        if with_delay {
+            tokio::time::sleep(rules.delay.min(rules.deadline)).await;
+        }
+        let spread = if with_delay { rules.spread } else { Duration::ZERO };
+        let finished = tokio::time::timeout_at(end, self.workers.drain(spread)).await.is_ok();
+        let cut = if finished { 0 } else { open() };
+        if finished {
+            info!("Drained.");
+        } else {
+            warn!(cut, "Drain deadline passed; cutting what is left.");
+        }
+        Drained { cut }
+    }
+}
