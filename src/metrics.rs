@@ -59,6 +59,7 @@ metrics! {
     AFFINITY_EVICTIONS Counter "perch_affinity_evictions_total" "Clients forgotten early because the table was full.",
     AFFINITY_REFUSALS Counter "perch_affinity_refusals_total" "New clients not remembered because the table was full of others of their network.",
     ENDPOINTS Gauge "perch_endpoints" "Endpoints of a version by condition.",
+    PANIC Gauge "perch_version_panic" "1 while too few of a version's endpoints are healthy to believe the checks and all are used.",
     REJECTED Counter "perch_rejected_total" "Requests and connections that perch itself refused or ended, by reason.",
     UPSTREAM_FAILURES Counter "perch_upstream_failures_total" "Failed attempts at an endpoint, by reason.",
     RETRIES Counter "perch_retries_total" "Attempts after the first.",

@@ -22,7 +22,7 @@ use crate::admin::{self, AdminState};
 use crate::config::{Invalid, Loaded, Problem};
 use crate::control::file::FileWatch;
 use crate::control::writer::Writer;
-use crate::control::{checks, kubernetes, ramp, resolve, store};
+use crate::control::{checks, kubernetes, panic, ramp, resolve, store};
 use crate::endpoint_tls::EndpointsTls;
 use crate::metrics;
 use crate::proxy::worker::Shared;
@@ -208,6 +208,7 @@ pub fn start_with(
             let tasks = [
                 tokio::spawn(writer.run()),
                 tokio::spawn(checks::run(control.clone(), endpoints_tls)),
+                tokio::spawn(panic::run(control.clone(), clock)),
                 tokio::spawn(resolve::run(control.clone())),
                 tokio::spawn(ramp::run(control.clone(), clock, leads)),
                 tokio::spawn(kubernetes::run(control, cluster, clock, first_picture, questions)),

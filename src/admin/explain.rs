@@ -14,7 +14,7 @@ use crate::decide::explain::{
 use crate::decide::target::{Authority, normalise, split_query};
 use crate::decide::{ClientKey, Forced, Why};
 use crate::state::pins::{Pin, Pins};
-use crate::state::snapshot::{Endpoint, Service, Snapshot};
+use crate::state::snapshot::{Endpoint, Service, Snapshot, Version};
 
 /// Whose answer.
 #[derive(Clone, Debug, Default)]
@@ -233,7 +233,7 @@ fn decide(
         service.versions.iter().map(|v| v.endpoints.iter().map(|e| shown(e)).collect()).collect();
     let candidates: Vec<Vec<Candidate<'_>>> = std::iter::zip(&service.versions, &shown_endpoints)
         .map(|(version, names)| {
-            std::iter::zip(&version.endpoints, names).map(|(e, name)| candidate(e, name, now)).collect()
+            std::iter::zip(&version.endpoints, names).map(|(e, name)| candidate(version, e, name, now)).collect()
         })
         .collect();
     let pinned_to = pin.as_ref().map(|(_, pin)| shown(&pin.endpoint));
@@ -268,8 +268,8 @@ fn decide(
     Ok(())
 }
 
-fn candidate<'a>(endpoint: &Endpoint, name: &'a str, now: u64) -> Candidate<'a> {
-    Candidate { name, seed: endpoint.seed, is_usable: endpoint.health.is_usable(now) }
+fn candidate<'a>(version: &Version, endpoint: &Endpoint, name: &'a str, now: u64) -> Candidate<'a> {
+    Candidate { name, seed: endpoint.seed, is_usable: version.takes(endpoint, now) }
 }
 
 /// The version that a pin speaks of, if the service still has it.

@@ -28,6 +28,7 @@ fn picture(text: &mut Text, state: &AdminState) {
     let (mut weights, mut clients, mut endpoints) = (Samples::new(), Samples::new(), Samples::new());
     let mut left = Samples::new();
     let (mut shares, mut lows, mut highs) = (Samples::new(), Samples::new(), Samples::new());
+    let mut panics = Samples::new();
     let (mut steps, mut evidence) = (Samples::new(), Samples::new());
     for service in &snapshot.services {
         let labels = [("service", &*service.name)];
@@ -57,6 +58,7 @@ fn picture(text: &mut Text, state: &AdminState) {
                     highs.push(sample(&labels, share.high));
                 }
             }
+            panics.push(sample(&labels, float(u64::from(version.is_panicking()))));
             for condition in Condition::ALL {
                 let count = version.endpoints.iter().filter(|e| e.health.condition(now) == condition).count();
                 endpoints.push(sample(&[labels[0], labels[1], ("state", condition.as_str())], float(count)));
@@ -70,6 +72,7 @@ fn picture(text: &mut Text, state: &AdminState) {
     text.family(metrics::SPLIT_CLIENTS, &clients);
     text.family(metrics::SPLIT_CLIENTS_LEFT, &left);
     text.family(metrics::ENDPOINTS, &endpoints);
+    text.family(metrics::PANIC, &panics);
     text.family(metrics::ROLLOUT_STEP, &steps);
     text.family(metrics::ROLLOUT_EVALUE, &evidence);
     text.value(metrics::AFFINITY_ENTRIES, float(state.pins.len()));

@@ -72,7 +72,9 @@ struct Version {
     observed: ObservedShares,
     /// The last minute.
     recent: Figures,
-    /// That may be used now.
+    /// Too few are healthy to believe the checks: all are used.
+    is_panicking: bool,
+    /// That are healthy now.
     endpoints_ready: usize,
     endpoints_total: usize,
     endpoints: Vec<Endpoint>,
@@ -150,6 +152,7 @@ fn shape(
         clients: observed.clients(version),
         observed: ObservedShares::new(observed.client_share(service, i), observed.request_share(service, i)),
         recent: state.live.recent.last_minute(version, now),
+        is_panicking: version.is_panicking(),
         endpoints_ready: version.endpoints.iter().filter(|e| e.health.is_usable(now)).count(),
         endpoints_total: version.endpoints.len(),
         endpoints: version

@@ -149,12 +149,12 @@ fn services_are_shown_as_they_are() {
         "name": "hello", "affinity": {"type": "ClientIP", "timeoutSeconds": 10800}, "whenEmpty": "fallback",
         "clients": 0, "flips": flips, "versions": [
             {"name": "stable", "weight": 90.0, "share": 0.9, "clients": 0, "observed": nobody,
-             "recent": quiet, "endpointsReady": 2, "endpointsTotal": 2, "endpoints": [
+             "recent": quiet, "endpointsReady": 2, "isPanicking": false, "endpointsTotal": 2, "endpoints": [
                 {"address": "127.0.0.1:1", "name": "127.0.0.1:1", "state": "ready", "inFlight": 0},
                 {"address": "127.0.0.1:2", "name": "127.0.0.1:2", "state": "ready", "inFlight": 0},
             ]},
             {"name": "canary", "weight": 10.0, "share": 0.1, "clients": 0, "observed": nobody,
-             "recent": quiet, "endpointsReady": 1, "endpointsTotal": 1, "endpoints": [
+             "recent": quiet, "endpointsReady": 1, "isPanicking": false, "endpointsTotal": 1, "endpoints": [
                 {"address": "127.0.0.1:3", "name": "127.0.0.1:3", "state": "ready", "inFlight": 0},
             ]},
         ],

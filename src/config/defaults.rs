@@ -30,6 +30,9 @@ pub(super) const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) const HEALTH_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) const HEALTH_RISE: u32 = 2;
 pub(super) const HEALTH_FALL: u32 = 2;
+/// Half of Envoy's: of up to four endpoints one healthy one is enough, since a version with few endpoints is normal here,
+/// and to lose most of three while they restart is no reason to send two thirds of the users to dead ones.
+pub(super) const HEALTH_PANIC_PERCENT: u8 = 25;
 
 impl Default for Admin {
     /// Loopback: nobody outside reads or writes before someone says so.

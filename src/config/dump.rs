@@ -263,6 +263,7 @@ fn health(check: &HealthCheck) -> Value {
         ("timeout", some(time(check.timeout))),
         ("rise", some(check.rise)),
         ("fall", some(check.fall)),
+        ("panicPercent", some(check.panic_percent)),
     ])
 }
 

@@ -314,6 +314,8 @@ pub struct HealthCheck {
     pub rise: u32,
     /// Failures in a row until it is out.
     pub fall: u32,
+    /// With fewer of a version's endpoints healthy, all are used; 0: never.
+    pub panic_percent: u8,
 }
 
 /// Passive ejection.

@@ -338,6 +338,7 @@ fn health(node: &Node<'_>) -> Option<HealthCheck> {
         timeout: map.duration("timeout", defaults::HEALTH_TIMEOUT, TIMEOUT),
         rise: map.integer("rise", defaults::HEALTH_RISE, counts.clone()),
         fall: map.integer("fall", defaults::HEALTH_FALL, counts),
+        panic_percent: map.integer("panicPercent", defaults::HEALTH_PANIC_PERCENT, 0..=100),
     };
     map.finish();
     path.map(|_| check)

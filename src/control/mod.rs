@@ -5,6 +5,7 @@
 pub mod checks;
 pub mod file;
 pub mod kubernetes;
+pub mod panic;
 pub mod ramp;
 pub mod replicas;
 pub mod resolve;

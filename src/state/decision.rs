@@ -69,8 +69,8 @@ pub fn decide(service: &Service, pins: &Pins, client: Client, now: u64) -> Resul
 /// The short way of nearly all requests: within an epoch the split gives a client the same version, so nothing is
 /// hashed, compared or remembered anew. Gives the pin back when the answer might be another.
 fn again(service: &Service, pin: Pin, now: u64) -> Result<Decision, Pin> {
-    let is_same = pin.why == Why::Cohort && pin.epoch == service.epoch && pin.endpoint.health.is_usable(now);
-    let version = service.versions.iter().position(|v| v.id == pin.version);
+    let is_same = pin.why == Why::Cohort && pin.epoch == service.epoch;
+    let version = service.versions.iter().position(|v| v.id == pin.version && v.takes(&pin.endpoint, now));
     // Held, it has another reason.
     let is_free = |v: &usize| service.policy.holds.get(*v) == Some(&Hold::None);
     match version.filter(|v| is_same && is_free(v)) {
@@ -105,7 +105,7 @@ fn place(
         service.policy.choose(Asker::Client(key, pinned), client.forced, now, |v| is_usable(service, v, now))?;
     let version = &service.versions[choice.version];
     let endpoint = pin
-        .filter(|p| p.version == version.id && p.endpoint.health.is_usable(now))
+        .filter(|p| p.version == version.id && version.takes(&p.endpoint, now))
         .map(|p| p.endpoint.clone())
         .or_else(|| first_choice(version, key, now))
         .ok_or(NoVersion::NoEndpoint(choice.version))?;
@@ -122,12 +122,12 @@ fn spread(service: &Service, client: Client, now: u64) -> Result<Decision, NoVer
 }
 
 fn is_usable(service: &Service, version: usize, now: u64) -> bool {
-    service.versions.get(version).is_some_and(|v| v.endpoints.iter().any(|e| e.health.is_usable(now)))
+    service.versions.get(version).is_some_and(|v| v.endpoints.iter().any(|e| v.takes(e, now)))
 }
 
 /// Where a client goes that is not pinned to a usable endpoint.
 fn first_choice(version: &Version, key: ClientKey, now: u64) -> Option<Arc<Endpoint>> {
-    let usable = |i: usize| version.endpoints.get(i).is_some_and(|e| e.health.is_usable(now));
+    let usable = |i: usize| version.endpoints.get(i).is_some_and(|e| version.takes(e, now));
     version.places.choose(key, usable).and_then(|i| version.endpoints.get(i)).cloned()
 }
 
@@ -142,13 +142,13 @@ fn least_busy(version: &Version, roll: u64, now: u64) -> Option<Arc<Endpoint>> {
         version
             .endpoints
             .get(i)
-            .filter(|e| e.health.is_usable(now))
+            .filter(|e| version.takes(e, now))
             .map_or(u32::MAX, |e| e.in_flight.load(Ordering::Relaxed))
     };
     let best = if busy(b) < busy(a) { b } else { a };
     (0..n)
         .map(|step| (best + step) % n)
-        .find_map(|i| version.endpoints.get(i).filter(|e| e.health.is_usable(now)))
+        .find_map(|i| version.endpoints.get(i).filter(|e| version.takes(e, now)))
         .cloned()
 }
 
@@ -162,7 +162,7 @@ pub fn another(version: &Version, may: impl Fn(&Arc<Endpoint>) -> bool, roll: u6
     let (start, _) = two_choices(roll, n);
     (0..n)
         .filter_map(|step| version.endpoints.get((start + step) % n))
-        .find(|e| e.health.is_usable(now) && may(e))
+        .find(|e| version.takes(e, now) && may(e))
         .cloned()
 }
 

@@ -71,6 +71,13 @@ impl Health {
         self.out.load(Ordering::Relaxed) == 0 && now >= self.ejected_until.load(Ordering::Relaxed)
     }
 
+    /// Neither draining nor gone, whatever checks and ejections say: what may be used while its version panics
+    /// ([`super::panic`]).
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        self.out.load(Ordering::Relaxed) & (DRAINING | GONE) == 0
+    }
+
     /// Its condition in one word; the most final one when several hold.
     #[must_use]
     pub fn condition(&self, now: u64) -> Condition {

@@ -10,9 +10,10 @@ use std::time::Duration;
 use super::decision::{Client, decide};
 use super::fixtures::{config, service};
 use super::model::{Change, Model, Names};
+use super::panic::look;
 use super::pins::Pins;
 use super::snapshot::Service;
-use crate::config::{Affinity, OnDecrease, Service as ServiceConfig};
+use crate::config::{Affinity, HealthCheck, OnDecrease, Service as ServiceConfig};
 use crate::decide::reweigh::Amount;
 use crate::decide::rollout::verb::Verb;
 use crate::decide::{ClientKey, Hold, KeyPrefix, NoVersion, WhenEmpty, Why};
@@ -51,6 +52,7 @@ struct World {
     pins: Pins,
     /// What some worker still decides on.
     stale: Arc<Service>,
+    panics: usize,
 }
 
 impl World {
@@ -59,7 +61,7 @@ impl World {
         let model = Model::new(config(vec![some_service(seed, &mut dice)]), Names::new(), 0).unwrap();
         let stale = model.snapshot().services[0].clone();
         // Small enough to be full now and then.
-        Self { seed, dice, now: 1_000, model, pins: Pins::new(50), stale }
+        Self { seed, dice, now: 1_000, model, pins: Pins::new(50), stale, panics: 0 }
     }
 
     fn service(&self) -> Arc<Service> {
@@ -85,6 +87,7 @@ impl World {
             4 => self.now += self.dice.roll(60_000),
             5 => self.now += 100,
             6 => self.pins.sweep(self.now),
+            7 => self.panics += look(&self.service(), self.now).iter().filter(|c| c.is_panicking).count(),
             _ => {}
         }
         if self.model.next_deadline().is_some_and(|deadline| deadline <= self.now) {
@@ -124,7 +127,7 @@ impl World {
         let (key, now) = (ClientKey::new(address, KeyPrefix::default()), self.now);
         let split = &service.policy.split;
         let own = split.version_of(key);
-        let is_usable = |v: usize| service.versions[v].endpoints.iter().any(|e| e.health.is_usable(now));
+        let is_usable = |v: usize| service.versions[v].endpoints.iter().any(|e| service.versions[v].takes(e, now));
         let is_held = |v: usize| match service.policy.holds[v] {
             Hold::None => false,
             Hold::Until(deadline) => now < deadline,
@@ -149,9 +152,9 @@ impl World {
                 };
                 assert_eq!(answer.why, expected, "{told}");
                 assert!(answer.why != Why::WhenEmpty || due.is_some_and(|v| !is_usable(v)), "{told}");
-                assert!(answer.endpoint.health.is_usable(now), "{told}");
+                assert!(service.versions[answer.version].takes(&answer.endpoint, now), "{told}");
                 if let Some(before) = before.filter(|b| b.version == service.versions[answer.version].id)
-                    && before.endpoint.health.is_usable(now)
+                    && service.versions[answer.version].takes(&before.endpoint, now)
                 {
                     assert!(Arc::ptr_eq(&before.endpoint, &answer.endpoint), "kept while usable: {told}");
                 }
@@ -177,8 +180,18 @@ fn some_service(seed: u64, dice: &mut Dice) -> ServiceConfig {
         .zip(&endpoints)
         .map(|((name, weight), endpoints)| (name, *weight, endpoints.as_slice()))
         .collect();
+    let health = HealthCheck {
+        path: "/".to_owned(),
+        port: None,
+        interval: TIMEOUT,
+        timeout: TIMEOUT,
+        rise: 1,
+        fall: 1,
+        panic_percent: u8::try_from(dice.roll(101)).unwrap(),
+    };
     ServiceConfig {
         affinity: Affinity::ClientIp { prefix: KeyPrefix::default(), timeout: TIMEOUT },
+        health: (dice.roll(2) == 0).then_some(health),
         on_decrease: dice.rule(),
         when_empty: if dice.roll(4) == 0 { WhenEmpty::Fail } else { WhenEmpty::Fallback },
         ..service(&format!("simulated-{seed}"), &versions)
@@ -187,10 +200,13 @@ fn some_service(seed: u64, dice: &mut Dice) -> ServiceConfig {
 
 #[test]
 fn whatever_happens_every_answer_keeps_the_contract_and_no_flip_is_unexplained() {
+    let mut panics = 0;
     for seed in 0..SEEDS {
         let mut world = World::new(seed);
         (0..STEPS).for_each(|_| world.step());
+        panics += world.panics;
     }
+    assert!(panics > 0, "the simulation reaches panics");
 
     let rendered = crate::metrics::handle().render();
     let flips: HashMap<&str, u64> = rendered

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::config;
 use crate::decide::Policy;
@@ -78,6 +78,27 @@ pub struct Version {
     /// The endpoints again, for the choice of one. Kept by identity while the set stays the same.
     pub places: Arc<Places>,
     pub metrics: Arc<VersionMetrics>,
+    /// Shared by all snapshots that have the version; see [`super::panic`].
+    pub panic: Arc<AtomicBool>,
+}
+
+impl Version {
+    /// Whether a new request may go to this endpoint of its: it is usable, or the version panics.
+    #[must_use]
+    pub fn takes(&self, endpoint: &Endpoint, now: u64) -> bool {
+        endpoint.health.is_usable(now) || (self.is_panicking() && endpoint.health.is_serving())
+    }
+
+    /// Checks and ejections are not believed.
+    #[must_use]
+    pub fn is_panicking(&self) -> bool {
+        self.panic.load(Ordering::Relaxed)
+    }
+
+    /// Returns true when this changed it.
+    pub(super) fn set_panicking(&self, on: bool) -> bool {
+        self.panic.swap(on, Ordering::Relaxed) != on
+    }
 }
 
 /// One address that serves a version, live state included. Kept by identity while it stays in the set.

@@ -57,7 +57,8 @@ fn one_endpoint_always_stays_however_bad() {
 
 #[test]
 fn active_checks_take_an_endpoint_out_and_back() {
-    let front = front_with("", "health: {path: /ready, interval: 50ms, timeout: 2s, rise: 2, fall: 2}");
+    let check = "health: {path: /ready, interval: 50ms, timeout: 2s, rise: 2, fall: 2, panicPercent: 0}";
+    let front = front_with("", check);
     let healthy = |status: &'static str| {
         move |seen: &Seen| if seen.target() == "/ready" { vec![response(seen, status, "", "")] } else { ok(seen, "up") }
     };
@@ -74,6 +75,57 @@ fn active_checks_take_an_endpoint_out_and_back() {
     front.backend.script(healthy("204 No Content"));
     eventually(PATIENCE, || states(&front.perch) == ["ready"]);
     assert_eq!(front.client().get("a", "/").text(), "up");
+}
+
+/// An endpoint that fails its checks or passes them, and serves all the same.
+fn checked(backend: &TestBackend, passes: bool) {
+    backend.script(move |seen: &Seen| {
+        if seen.target() == "/ready" && !passes {
+            vec![response(seen, "503 Service Unavailable", "", "")]
+        } else {
+            ok(seen, "up")
+        }
+    });
+}
+
+#[test]
+fn when_most_checks_fail_all_endpoints_are_used_and_nobody_changes_versions() {
+    let backends: Vec<TestBackend> = (0..6).map(|n| TestBackend::named(&n.to_string())).collect();
+    backends.iter().for_each(|backend| checked(backend, true));
+    let addresses: Vec<SocketAddr> = backends.iter().map(TestBackend::address).collect();
+    let service = "versionHeader: true\nhealth: {path: /ready, interval: 50ms, timeout: 2s, rise: 1, fall: 1}";
+    let versions: [(&str, u32, &[SocketAddr]); 2] = [("stable", 1, &addresses[..5]), ("canary", 1, &addresses[5..])];
+    let perch = TestPerch::start(&whole(&listener_of("http", ""), service, &versions));
+    let version_of = |user| {
+        let answer = Client::plain_from(user, perch.address("http")).get("a", "/");
+        assert_eq!((answer.status, &*answer.text()), (200, "up"));
+        answer.header("perch-version").unwrap().to_owned()
+    };
+    let before: Vec<String> = users(200).map(version_of).collect();
+    let panic = r#"perch_version_panic{service="app",version="stable"}"#;
+    assert_eq!(perch.metric(panic), Some(0.0));
+
+    backends[..4].iter().for_each(|backend| checked(backend, false));
+    eventually(PATIENCE, || perch.metric(panic) == Some(1.0));
+
+    assert_eq!(states(&perch).iter().filter(|state| *state == "unhealthy").count(), 4);
+    assert_eq!(users(200).map(version_of).collect::<Vec<_>>(), before);
+    let asked = |backend: &TestBackend| backend.seen().iter().filter(|seen| seen.target() == "/").count();
+    let counts: Vec<usize> = backends.iter().map(asked).collect();
+    assert_eq!(counts.iter().sum::<usize>(), 400, "every request at the endpoint it had: {counts:?}");
+    assert!(counts.iter().all(|count| *count > 0 && count % 2 == 0), "{counts:?}");
+
+    backends.iter().for_each(|backend| checked(backend, true));
+    eventually(PATIENCE, || perch.metric(panic) == Some(0.0));
+}
+
+#[test]
+fn with_none_healthy_and_no_other_version_they_are_tried_anyway() {
+    let front = front_with("", "health: {path: /ready, interval: 50ms, timeout: 2s, rise: 1, fall: 1}");
+    checked(&front.backend, false);
+
+    eventually(PATIENCE, || states(&front.perch) == ["unhealthy"]);
+    eventually(PATIENCE, || front.client().get("a", "/").status == 200);
 }
 
 #[test]

@@ -46,6 +46,7 @@ fn check(rise: u32, fall: u32) -> HealthCheck {
         timeout: Duration::from_secs(5),
         rise,
         fall,
+        panic_percent: 0,
     }
 }
 

@@ -56,7 +56,8 @@ impl ServiceBuild<'_> {
                 Some(before) => before.places.clone(),
                 None => Arc::new(Places::new(endpoints.iter().map(|e| e.seed))),
             };
-            versions.push(Version { id, name: version.name.clone(), endpoints, places, metrics });
+            let panic = before.map_or_else(Arc::default, |b| b.panic.clone());
+            versions.push(Version { id, name: version.name.clone(), endpoints, places, metrics, panic });
         }
         let policy = Policy { split, when_empty: config.when_empty, holds };
         let moves = before.is_none_or(|b| moves_clients(b, config, &policy));
