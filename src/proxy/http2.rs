@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HeaderName, HeaderValue};
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::Instant;
@@ -79,7 +79,8 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, connection: Connec
         let session = served.clone();
         // The counter goes down when the stream's task is dropped, however it ends.
         let stream = ActiveStream::new(session.clone());
-        async move { Ok::<_, Infallible>(handle(&session, request, stream).await) }
+        // Boxed: the task that hyper makes of it is moved several times before it is first polled.
+        Box::pin(async move { Ok::<_, Infallible>(handle(&session, request, stream).await) })
     });
     let mut builder = hyper::server::conn::http2::Builder::new(tasks);
     builder
@@ -222,9 +223,7 @@ async fn handle(session: &Rc<Session>, mut request: Request<Incoming>, stream: A
     let upload = exchange.upload;
     entry.bytes_in = upload.bytes;
     match answered {
-        Ok((mut link, head, length)) => {
-            let response = client_head(&plan, &link, head, length);
-            link.buffer.consume(length, &worker.buffers);
+        Ok((mut link, head, response)) => {
             entry.status = head.status;
             if let (101, Some(upgrade)) = (head.status, upgrade) {
                 worker.buffers.recycle(upload.into_head());
@@ -304,41 +303,32 @@ fn whole_body(link: &Link, head: ResponseHead) -> Option<Bytes> {
     }
 }
 
-/// The client's head. The response was parsed before, so that it parses now.
-fn client_head(plan: &Plan, link: &Link, head: ResponseHead, length: usize) -> Response<()> {
-    let bytes = link.buffer.unread().get(..length).unwrap_or_default();
-    let mut response = Response::new(());
-    *response.status_mut() = StatusCode::from_u16(head.status).unwrap_or(StatusCode::BAD_GATEWAY);
-    let fill = |headers: &mut HeaderMap, parsed: &[httparse::Header<'_>]| {
-        headers.reserve(parsed.len() + 2);
-        let nominated = response::nominated(parsed);
-        for header in parsed {
-            let name = header.name.as_bytes();
-            if response::passes(name)
-                && !nominated.iter().any(|n| n.eq_ignore_ascii_case(name))
-                && let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(header.value))
-            {
-                headers.append(name, value);
-            }
+/// The client's head.
+fn client_head(plan: &Plan, of: &response::Response<'_, '_>) -> Response<()> {
+    let mut client = Response::new(());
+    *client.status_mut() = StatusCode::from_u16(of.head.status).unwrap_or(StatusCode::BAD_GATEWAY);
+    let headers = client.headers_mut();
+    headers.reserve(of.field_count() + 2);
+    for (name, value) in of.passing() {
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
+            headers.append(name, value);
         }
-        let length = match head.framing {
-            Framing::Length(n) => Some(n),
-            Framing::Empty => response::declared_length(head.status, parsed),
-            Framing::Chunked | Framing::Close => None,
-        };
-        if let Some(length) = length {
-            headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
-        }
+    }
+    let length = match of.head.framing {
+        Framing::Length(n) => Some(n),
+        Framing::Empty => of.declared_length(),
+        Framing::Chunked | Framing::Close => None,
     };
-    let parsed = response::parse(bytes, plan.is_head, |_, _, parsed| fill(response.headers_mut(), parsed));
-    debug_assert!(parsed.is_ok(), "the head was parsed before");
+    if let Some(length) = length {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
     if plan.service.config.version_header
         && let Some(version) = plan.service.versions.get(plan.decision.version)
         && let Ok(value) = HeaderValue::from_str(&version.name)
     {
-        response.headers_mut().insert(respond::VERSION, value);
+        headers.insert(respond::VERSION, value);
     }
-    response
+    client
 }
 
 /// One stream's way to an endpoint, until its answer has begun.
@@ -349,17 +339,17 @@ struct Exchange<'a> {
 }
 
 impl Exchange<'_> {
-    async fn run(&mut self, entry: &mut Entry) -> Result<(Link, ResponseHead, usize), Broken> {
+    async fn run(&mut self, entry: &mut Entry) -> Result<(Link, ResponseHead, Response<()>), Broken> {
         let session = self.session;
         let mut attempts = Attempts::new(&session.worker, self.plan, entry.started);
         loop {
             let mut link = attempts.link().await.map_err(Broken::Endpoint)?;
             entry.attempt(&link, &attempts);
             match self.final_head(&mut link).await {
-                Ok((head, length)) => {
+                Ok((head, response)) => {
                     attempts.succeeded(&link);
                     entry.upstream_began();
-                    return Ok((link, head, length));
+                    return Ok((link, head, response));
                 }
                 Err(Broken::Endpoint(reason)) => {
                     attempts.failed(link, reason, self.upload.kept()).map_err(Broken::Endpoint)?;
@@ -374,18 +364,22 @@ impl Exchange<'_> {
     }
 
     /// Sends the request and waits for the final head; interim ones end here, since hyper cannot pass them on.
-    async fn final_head(&mut self, link: &mut Link) -> Result<(ResponseHead, usize), Broken> {
+    async fn final_head(&mut self, link: &mut Link) -> Result<(ResponseHead, Response<()>), Broken> {
         let deadlines = Deadlines::of(&self.session.connection, self.plan);
         for _ in 0..16 {
             let length = self.await_head(link, deadlines).await?;
             let bytes = link.buffer.unread().get(..length).unwrap_or_default();
-            let head = response::parse(bytes, self.plan.is_head, |head, _, _| head)
-                .map_err(|_| Broken::Endpoint(Reason::BadResponse))?;
-            match head.status {
-                101 if self.plan.is_upgrade && head.is_websocket => return Ok((head, length)),
-                101 => return Err(Broken::Endpoint(Reason::Bad101)),
-                100..=199 => link.buffer.consume(length, &self.session.worker.buffers),
-                _ => return Ok((head, length)),
+            let parsed = response::parse(bytes, self.plan.is_head, |response| {
+                let switches = self.plan.is_upgrade && response.head.is_websocket;
+                let is_final = response.head.status >= 200 || switches;
+                (response.head, is_final.then(|| client_head(self.plan, response)))
+            });
+            let (head, response) = parsed.map_err(|_| Broken::Endpoint(Reason::BadResponse))?;
+            link.buffer.consume(length, &self.session.worker.buffers);
+            match response {
+                Some(response) => return Ok((head, response)),
+                None if head.status == 101 => return Err(Broken::Endpoint(Reason::Bad101)),
+                None => {}
             }
         }
         Err(Broken::Endpoint(Reason::BadResponse))

@@ -138,13 +138,14 @@ pub(crate) async fn link(
     match endpoint.transport.protocol {
         EndpointProtocol::Http1 => {
             let in_flight = InFlight::new(endpoint);
-            let io = open(worker, timeouts, version, endpoint, false).await?;
+            // Boxed: most requests find a kept connection, and their tasks are small.
+            let io = Box::pin(open(worker, timeouts, version, endpoint, false)).await?;
             Ok(Link::new(io, endpoint, timeouts, in_flight))
         }
         // A connection of its own, which is not for other requests in any case.
         EndpointProtocol::Auto if is_upgrade => {
             let in_flight = InFlight::new(endpoint);
-            let io = open(worker, timeouts, version, endpoint, true).await?;
+            let io = Box::pin(open(worker, timeouts, version, endpoint, true)).await?;
             Ok(Link::new(io, endpoint, timeouts, in_flight))
         }
         EndpointProtocol::H2c | EndpointProtocol::H2 | EndpointProtocol::Auto => {

@@ -5,6 +5,7 @@
 //! and does not retry: it says what happened and whether the request may be sent again.
 
 use std::future::poll_fn;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -29,8 +30,10 @@ pub(crate) struct ClientSide {
     pub(crate) dog: Watchdog,
 }
 
-/// Payload that goes out with the head in one write: one TLS record, one system call.
+/// Payload that is put together before it is written: one TLS record, one system call.
 pub(crate) const WITH_HEAD: usize = 16 * 1024;
+/// Payload that is copied behind the head: cheaper than writing from two places.
+const COPIED: usize = 4 * 1024;
 
 /// What ended the wait for a head.
 #[derive(Debug, PartialEq, Eq)]
@@ -142,12 +145,12 @@ impl Download {
             match self.decoder.next(link.buffer.unread()).map_err(bad)? {
                 Piece::Data { skip, len } => {
                     self.bytes += len as u64;
-                    // Chunks are written anew; plain bytes are copied only to fill up the write that the head goes out
-                    // with, and else go straight from the endpoint's buffer to the client.
+                    // Chunks are written anew; plain bytes are copied only when they are few and the head goes out with
+                    // them, and else go straight from the endpoint's buffer to the client.
                     let copied = match self.framing {
                         Framing::Chunked => len,
-                        _ if self.out.is_empty() => 0,
-                        _ => len.min(WITH_HEAD - self.out.len()),
+                        _ if self.out.is_empty() || len > COPIED => 0,
+                        _ => len,
                     };
                     let data = link.buffer.unread().get(skip..skip + copied).unwrap_or_default();
                     body::encode(self.framing, data, &mut self.out);
@@ -181,19 +184,25 @@ impl Download {
         client: &mut Stream,
         link: &mut Link,
         buffers: &Buffers,
-    ) -> Poll<std::io::Result<()>> {
-        while let Some(rest) = self.out.get(self.sent..).filter(|r| !r.is_empty()) {
-            self.sent += ready!(Pin::new(&mut *client).poll_write(cx, rest))?;
+    ) -> Poll<io::Result<()>> {
+        while self.sent < self.out.len() || self.direct > 0 {
+            let out = self.out.get(self.sent..).unwrap_or_default();
+            let direct = link.buffer.unread().get(..self.direct).unwrap_or_default();
+            let n = ready!(match (out, direct) {
+                ([], bytes) | (bytes, []) => Pin::new(&mut *client).poll_write(cx, bytes),
+                _ => Pin::new(&mut *client).poll_write_vectored(cx, &[IoSlice::new(out), IoSlice::new(direct)]),
+            })?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
             self.has_begun = true;
+            let of_out = n.min(out.len());
+            self.sent += of_out;
+            self.direct -= n - of_out;
+            link.buffer.consume(n - of_out, buffers);
         }
         self.out.clear();
         self.sent = 0;
-        while self.direct > 0 {
-            let rest = link.buffer.unread().get(..self.direct).unwrap_or_default();
-            let n = ready!(Pin::new(&mut *client).poll_write(cx, rest))?;
-            self.direct -= n;
-            link.buffer.consume(n, buffers);
-        }
         Poll::Ready(Ok(()))
     }
 

@@ -2,10 +2,8 @@
 
 use std::mem::MaybeUninit;
 
-use memchr::memchr_iter;
-
 use super::body::Framing;
-use super::head::MAX_FIELDS;
+use super::head::{MAX_FIELDS, has_odd_lines};
 use crate::decide::fields::{self, ConnectionTokens, Field};
 
 /// Bytes of a response head.
@@ -26,18 +24,26 @@ pub(crate) struct ResponseHead {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BadResponse;
 
-/// Parses a complete head and hands its reason phrase and fields to `then` along with what they say. `is_head` tells that
-/// the request was HEAD.
+/// A parsed head.
+#[derive(Debug)]
+pub(crate) struct Response<'r, 'b> {
+    pub(crate) head: ResponseHead,
+    phrase: &'b str,
+    headers: &'r [httparse::Header<'b>],
+    /// What each of them is: classified once.
+    kinds: &'r [Field],
+    /// A `Connection` field names others.
+    nominates: bool,
+}
+
+/// Parses a complete head and hands it to `then`. `is_head` tells that the request was HEAD.
 pub(crate) fn parse<T>(
     bytes: &[u8],
     is_head: bool,
-    then: impl FnOnce(ResponseHead, &str, &[httparse::Header<'_>]) -> T,
+    then: impl FnOnce(&Response<'_, '_>) -> T,
 ) -> Result<T, BadResponse> {
-    for lf in memchr_iter(b'\n', bytes) {
-        let folded = matches!(bytes.get(lf + 1), Some(b' ' | b'\t'));
-        if lf == 0 || bytes.get(lf - 1) != Some(&b'\r') || folded {
-            return Err(BadResponse);
-        }
+    if has_odd_lines(bytes) {
+        return Err(BadResponse);
     }
     let mut slots = [MaybeUninit::uninit(); MAX_FIELDS];
     let mut response = httparse::Response::new(&mut []);
@@ -47,8 +53,18 @@ pub(crate) fn parse<T>(
         _ => return Err(BadResponse),
     }
     let (Some(status @ 100..=599), Some(minor)) = (response.code, response.version) else { return Err(BadResponse) };
-    let head = read(status, minor == 0, is_head, response.headers)?;
-    Ok(then(head, response.reason.unwrap_or_default(), response.headers))
+    let mut kinds = [Field::Other; MAX_FIELDS];
+    for (kind, header) in kinds.iter_mut().zip(response.headers.iter()) {
+        *kind = fields::classify(header.name.as_bytes());
+    }
+    let (head, tokens) = read(status, minor == 0, is_head, response.headers, &kinds)?;
+    Ok(then(&Response {
+        head,
+        phrase: response.reason.unwrap_or_default(),
+        headers: response.headers,
+        kinds: &kinds,
+        nominates: tokens.nominates,
+    }))
 }
 
 fn read(
@@ -56,13 +72,14 @@ fn read(
     is_http10: bool,
     is_head: bool,
     headers: &[httparse::Header<'_>],
-) -> Result<ResponseHead, BadResponse> {
+    kinds: &[Field],
+) -> Result<(ResponseHead, ConnectionTokens), BadResponse> {
     let mut length = None;
     let mut chunked = false;
     let mut tokens = ConnectionTokens::default();
     let mut upgrades = false;
-    for header in headers {
-        match fields::classify(header.name.as_bytes()) {
+    for (header, kind) in headers.iter().zip(kinds) {
+        match kind {
             Field::ContentLength => {
                 let value = fields::content_length(fields::trim(header.value)).ok_or(BadResponse)?;
                 if length.is_some_and(|l| l != value) {
@@ -92,7 +109,8 @@ fn read(
     let ambiguous = chunked && length.is_some();
     let keeps_alive =
         framing != Framing::Close && !tokens.close && !ambiguous && (!is_http10 || tokens.keep_alive) && status != 101;
-    Ok(ResponseHead { status, framing, keeps_alive, is_websocket: status == 101 && upgrades && tokens.upgrade })
+    let is_websocket = status == 101 && upgrades && tokens.upgrade;
+    Ok((ResponseHead { status, framing, keeps_alive, is_websocket }, tokens))
 }
 
 /// How the client is told where the response ends.
@@ -105,32 +123,58 @@ pub(crate) struct ClientSide {
 
 /// Whether a response field goes on to the client: not of this hop, and not framing, which is written anew.
 pub(crate) fn passes(name: &[u8]) -> bool {
+    goes_on(fields::classify(name))
+}
+
+const fn goes_on(kind: Field) -> bool {
     !matches!(
-        fields::classify(name),
+        kind,
         Field::Connection | Field::HopByHop | Field::TransferEncoding | Field::ContentLength | Field::Upgrade
     )
 }
 
+impl<'b> Response<'_, 'b> {
+    pub(crate) fn field_count(&self) -> usize {
+        self.headers.len()
+    }
+
+    /// The fields that go on to the client.
+    pub(crate) fn passing(&self) -> impl Iterator<Item = (&'b [u8], &'b [u8])> {
+        // Empty, and so without an allocation, for all but the rarest endpoints.
+        let nominated = if self.nominates { nominated(self.headers) } else { Vec::new() };
+        self.headers.iter().zip(self.kinds).filter_map(move |(header, kind)| {
+            let name = header.name.as_bytes();
+            let passes = goes_on(*kind) && !nominated.iter().any(|n| n.eq_ignore_ascii_case(name));
+            passes.then_some((name, header.value))
+        })
+    }
+
+    /// The length that a bodyless response declares for its representation.
+    pub(crate) fn declared_length(&self) -> Option<u64> {
+        // Not on 1xx and 204 (RFC 9110 section 8.6).
+        if self.head.status < 200 || self.head.status == 204 {
+            return None;
+        }
+        let (header, _) = self.headers.iter().zip(self.kinds).find(|(_, kind)| **kind == Field::ContentLength)?;
+        fields::content_length(fields::trim(header.value))
+    }
+}
+
 /// Writes the head for an HTTP/1 client. `extra` adds whole lines of ours.
 pub(crate) fn write(
-    head: ResponseHead,
-    phrase: &str,
-    headers: &[httparse::Header<'_>],
+    response: &Response<'_, '_>,
     side: ClientSide,
     extra: impl FnOnce(&mut Vec<u8>),
     out: &mut Vec<u8>,
 ) {
+    let head = response.head;
     out.extend_from_slice(b"HTTP/1.1 ");
     push_number(u64::from(head.status), out);
     out.push(b' ');
-    out.extend_from_slice(phrase.as_bytes());
+    out.extend_from_slice(response.phrase.as_bytes());
     out.extend_from_slice(b"\r\n");
-    let nominated = nominated(headers);
-    for header in headers {
-        let name = header.name.as_bytes();
-        if passes(name) && !nominated.iter().any(|n| n.eq_ignore_ascii_case(name)) {
-            line(name, header.value, out);
-        }
+    for (name, value) in response.passing() {
+        line(name, value, out);
     }
     extra(out);
     match side.framing {
@@ -138,7 +182,7 @@ pub(crate) fn write(
         Framing::Length(n) => length_line(n, out),
         // HEAD and 304 keep the length that the endpoint gave (RFC 9110 section 8.6).
         Framing::Empty => {
-            if let Some(length) = declared_length(head.status, headers) {
+            if let Some(length) = response.declared_length() {
                 length_line(length, out);
             }
         }
@@ -155,8 +199,7 @@ pub(crate) fn write(
 }
 
 /// Fields that a `Connection` field takes with it.
-pub(crate) fn nominated<'h>(headers: &[httparse::Header<'h>]) -> Vec<&'h [u8]> {
-    // Empty, and so without an allocation, for all but the rarest endpoints.
+fn nominated<'h>(headers: &[httparse::Header<'h>]) -> Vec<&'h [u8]> {
     headers
         .iter()
         .filter(|h| fields::classify(h.name.as_bytes()) == Field::Connection)
@@ -167,18 +210,6 @@ pub(crate) fn nominated<'h>(headers: &[httparse::Header<'h>]) -> Vec<&'h [u8]> {
 
 fn is_standard_token(token: &[u8]) -> bool {
     token.eq_ignore_ascii_case(b"close") || token.eq_ignore_ascii_case(b"keep-alive")
-}
-
-/// The length that a bodyless response declares for its representation.
-pub(crate) fn declared_length(status: u16, headers: &[httparse::Header<'_>]) -> Option<u64> {
-    // Not on 1xx and 204 (RFC 9110 section 8.6).
-    if status < 200 || status == 204 {
-        return None;
-    }
-    headers
-        .iter()
-        .find(|h| fields::classify(h.name.as_bytes()) == Field::ContentLength)
-        .and_then(|h| fields::content_length(fields::trim(h.value)))
 }
 
 /// Writes one field line.
@@ -215,7 +246,7 @@ mod tests {
     use super::*;
 
     fn head(text: &str) -> Result<ResponseHead, BadResponse> {
-        parse(text.as_bytes(), false, |head, _, _| head)
+        parse(text.as_bytes(), false, |response| response.head)
     }
 
     #[test]
@@ -258,8 +289,7 @@ mod tests {
         let mut out = Vec::new();
         let side = ClientSide { framing: Framing::Length(2), closes: false, is_http10: false };
 
-        parse(text.as_bytes(), false, |head, phrase, headers| write(head, phrase, headers, side, |_| {}, &mut out))
-            .unwrap();
+        parse(text.as_bytes(), false, |response| write(response, side, |_| {}, &mut out)).unwrap();
 
         assert_eq!(String::from_utf8(out).unwrap(), "HTTP/1.1 200 OK\r\nA: b\r\ncontent-length: 2\r\n\r\n");
     }
@@ -269,9 +299,9 @@ mod tests {
         let mut out = Vec::new();
         let side = ClientSide { framing: Framing::Empty, closes: false, is_http10: false };
 
-        parse(b"HTTP/1.1 200 OK\r\nContent-Length: 77\r\n\r\n", true, |head, phrase, headers| {
-            assert_eq!(head.framing, Framing::Empty);
-            write(head, phrase, headers, side, |_| {}, &mut out);
+        parse(b"HTTP/1.1 200 OK\r\nContent-Length: 77\r\n\r\n", true, |response| {
+            assert_eq!(response.head.framing, Framing::Empty);
+            write(response, side, |_| {}, &mut out);
         })
         .unwrap();
 

@@ -4,6 +4,7 @@
 //! every request ends in one journal entry.
 
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -57,9 +58,14 @@ struct Session {
 /// An endpoint's answer, as far as its head.
 struct Answer {
     link: Link,
-    head: ResponseHead,
-    /// Of the head in the link's buffer.
-    length: usize,
+    head: ClientHead,
+}
+
+/// What the client gets of a head.
+struct ClientHead {
+    of: ResponseHead,
+    side: response::ClientSide,
+    bytes: Vec<u8>,
 }
 
 impl Session {
@@ -100,7 +106,7 @@ impl Session {
                 entry.raw_head(head);
                 self.client.buffer.consume(length, &self.worker.buffers);
                 self.worker.buffers.recycle(out);
-                return self.answer_instead(entry, instead, !bodyless).await;
+                return Box::pin(self.answer_instead(entry, instead, !bodyless)).await;
             }
             Err(reason) => {
                 entry.raw_head(head);
@@ -110,7 +116,8 @@ impl Session {
         };
         self.client.buffer.consume(length, &self.worker.buffers);
         entry.planned(&plan);
-        self.exchange(entry, plan, out).await
+        // Boxed, as a connection that waits for its next request is to be small.
+        Box::pin(self.exchange(entry, plan, out)).await
     }
 
     /// Waits for a complete head; its length, or `None` when the connection is to be closed without another word.
@@ -174,7 +181,7 @@ impl Session {
         entry.head(upload.head(), &plan.spans);
         entry.bytes_in = upload.bytes;
         match answer {
-            Ok(answer) if answer.head.status == 101 => self.upgrade(entry, answer, upload).await,
+            Ok(answer) if answer.head.of.status == 101 => Box::pin(self.upgrade(entry, answer, upload)).await,
             Ok(answer) => self.relay(entry, &plan, answer, upload).await,
             Err(Broken::Client(reason) | Broken::Endpoint(reason)) => {
                 let closes = plan.closes || !upload.is_read();
@@ -193,10 +200,10 @@ impl Session {
             let mut link = attempts.link().await.map_err(Broken::Endpoint)?;
             entry.attempt(&link, &attempts);
             match self.final_head(&mut link, plan, upload, deadlines).await {
-                Ok((head, length)) => {
+                Ok(head) => {
                     attempts.succeeded(&link);
                     entry.upstream_began();
-                    return Ok(Answer { link, head, length });
+                    return Ok(Answer { link, head });
                 }
                 Err(Broken::Endpoint(reason)) => {
                     attempts.failed(link, reason, upload.kept()).map_err(Broken::Endpoint)?;
@@ -217,7 +224,7 @@ impl Session {
         plan: &Plan,
         upload: &mut Upload,
         deadlines: Deadlines,
-    ) -> Result<(ResponseHead, usize), Broken> {
+    ) -> Result<ClientHead, Broken> {
         // As many as reliability.md B16 allows.
         for _ in 0..16 {
             let waited = exchange::await_head(&mut self.client, link, upload, deadlines, &self.worker.buffers).await?;
@@ -229,37 +236,52 @@ impl Session {
                     continue;
                 }
             };
-            let bytes = link.buffer.unread().get(..length).unwrap_or_default();
-            let mut interim = Vec::new();
-            let head = response::parse(bytes, plan.is_head, |head, phrase, headers| {
-                if (100..200).contains(&head.status) && head.status != 101 {
-                    let side = response::ClientSide { framing: Framing::Empty, closes: false, is_http10: false };
-                    response::write(head, phrase, headers, side, |_| {}, &mut interim);
-                }
-                head
-            })
-            .map_err(|_| Broken::Endpoint(Reason::BadResponse))?;
-            match head.status {
-                101 if plan.is_upgrade && head.is_websocket => return Ok((head, length)),
-                101 => return Err(Broken::Endpoint(Reason::Bad101)),
-                100..=199 => {
-                    link.buffer.consume(length, &self.worker.buffers);
-                    // 100 is for those who asked; HTTP/1.0 knows none of them.
-                    if plan.protocol == Protocol::Http11 && (head.status != 100 || upload.is_gated) {
-                        exchange::write_all(&mut self.client, &interim, deadlines.write).await?;
+            let buffers = &self.worker.buffers;
+            let mut out = buffers.scratch();
+            let head = link.buffer.unread().get(..length).unwrap_or_default();
+            let parsed = response::parse(head, plan.is_head, |response| {
+                let side = self.side(plan, upload, response.head);
+                let extra = |out: &mut Vec<u8>| {
+                    if response.head.status >= 200 {
+                        respond::extra(plan, out)
                     }
-                    if head.status == 100 {
+                };
+                response::write(response, side, extra, &mut out);
+                (response.head, side)
+            });
+            let Ok((of, side)) = parsed else {
+                buffers.recycle(out);
+                return Err(Broken::Endpoint(Reason::BadResponse));
+            };
+            link.buffer.consume(length, buffers);
+            match of.status {
+                101 if !plan.is_upgrade || !of.is_websocket => {
+                    buffers.recycle(out);
+                    return Err(Broken::Endpoint(Reason::Bad101));
+                }
+                100 | 102..=199 => {
+                    // 100 is for those who asked; HTTP/1.0 knows none of them.
+                    let sent = match plan.protocol == Protocol::Http11 && (of.status != 100 || upload.is_gated) {
+                        true => exchange::write_all(&mut self.client, &out, deadlines.write).await,
+                        false => Ok(()),
+                    };
+                    self.worker.buffers.recycle(out);
+                    sent?;
+                    if of.status == 100 {
                         upload.is_gated = false;
                     }
                 }
-                _ => return Ok((head, length)),
+                _ => return Ok(ClientHead { of, side, bytes: out }),
             }
         }
         Err(Broken::Endpoint(Reason::BadResponse))
     }
 
-    async fn relay(&mut self, mut entry: Entry, plan: &Plan, answer: Answer, mut upload: Upload) -> After {
-        let Answer { mut link, head, length } = answer;
+    /// How the client is told where a response ends, and whether its connection does.
+    fn side(&self, plan: &Plan, upload: &Upload, head: ResponseHead) -> response::ClientSide {
+        if head.status < 200 {
+            return response::ClientSide { framing: Framing::Empty, closes: false, is_http10: false };
+        }
         let is_http10 = plan.protocol == Protocol::Http10;
         let framing = match head.framing {
             // HTTP/1.0 has no chunks: the end of the connection is the end of the body.
@@ -268,16 +290,13 @@ impl Session {
             framing => framing,
         };
         let closes = plan.closes || framing == Framing::Close || !upload.is_done() || self.connection.seat.must_close();
-        let side = response::ClientSide { framing, closes, is_http10 };
-        let mut out = self.worker.buffers.scratch();
-        let bytes = link.buffer.unread().get(..length).unwrap_or_default();
-        let written = response::parse(bytes, plan.is_head, |head, phrase, headers| {
-            response::write(head, phrase, headers, side, |out| respond::extra(plan, out), &mut out);
-        });
-        debug_assert!(written.is_ok(), "the head was parsed before");
-        link.buffer.consume(length, &self.worker.buffers);
+        response::ClientSide { framing, closes, is_http10 }
+    }
 
-        let mut download = Download::new(out, head.framing, framing);
+    async fn relay(&mut self, mut entry: Entry, plan: &Plan, answer: Answer, mut upload: Upload) -> After {
+        let Answer { mut link, head: ClientHead { of: head, side, bytes } } = answer;
+        let response::ClientSide { framing, closes, .. } = side;
+        let mut download = Download::new(bytes, head.framing, framing);
         let deadlines = Deadlines::of(&self.connection, plan);
         let relayed =
             exchange::relay(&mut self.client, &mut link, &mut upload, &mut download, deadlines, &self.worker.buffers)
@@ -324,15 +343,7 @@ impl Session {
     }
 
     async fn upgrade(&mut self, mut entry: Entry, answer: Answer, upload: Upload) -> After {
-        let Answer { mut link, length, .. } = answer;
-        let mut out = self.worker.buffers.scratch();
-        let bytes = link.buffer.unread().get(..length).unwrap_or_default();
-        let side = response::ClientSide { framing: Framing::Empty, closes: false, is_http10: false };
-        let written = response::parse(bytes, false, |head, phrase, headers| {
-            response::write(head, phrase, headers, side, |_| {}, &mut out);
-        });
-        debug_assert!(written.is_ok(), "the head was parsed before");
-        link.buffer.consume(length, &self.worker.buffers);
+        let Answer { mut link, head: ClientHead { bytes: out, .. } } = answer;
         entry.status = 101;
         let timeouts = self.connection.listener.config.timeouts;
         let (up, down) = match exchange::write_all(&mut self.client, &out, timeouts.write).await {
@@ -362,8 +373,12 @@ impl Session {
         }
     }
 
-    /// Answers with a reason of perch's own.
-    async fn refuse(&mut self, mut entry: Entry, reason: Reason, closes: bool) -> After {
+    /// Answers with a reason of perch's own. Boxed, as it is rare.
+    fn refuse(&mut self, entry: Entry, reason: Reason, closes: bool) -> Pin<Box<dyn Future<Output = After> + '_>> {
+        Box::pin(self.refuse_now(entry, reason, closes))
+    }
+
+    async fn refuse_now(&mut self, mut entry: Entry, reason: Reason, closes: bool) -> After {
         entry.status = reason.status();
         entry.reason = Some(reason);
         if reason == Reason::ClientAbort {
