@@ -23,6 +23,7 @@ pub mod switch;
 mod table;
 pub mod undo;
 mod verb;
+mod wait;
 
 /// A TLS reverse proxy that splits the users of a service between its versions, and keeps them there.
 #[derive(Debug, Parser)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use clap::Args;
 use serde::Deserialize;
@@ -27,7 +27,7 @@ pub struct Options {
     /// Only this service
     service: Option<String>,
 
-    /// Show it again each second, until Ctrl-C
+    /// Show it again each second, until Ctrl-C; go on when perch restarts
     #[arg(short, long, conflicts_with = "what_if")]
     watch: bool,
 
@@ -150,19 +150,49 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     if let (Some(service), [_, ..]) = (&options.service, options.what_if.as_slice()) {
         return what_if(&client, options, service);
     }
+    let shown = look(&client, options)?;
+    if options.watch {
+        return watch(&client, options, shown);
+    }
+    print(&shown)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Shows the picture until Ctrl-C. A perch that does not answer, or no longer knows the service, may come back: the
+/// last picture stays, with a notice.
+fn watch(client: &Client, options: &Options, first: String) -> anyhow::Result<ExitCode> {
     let is_terminal = std::io::stdout().is_terminal();
+    // From the top of the screen; what was there is cleared line by line, so that nothing flickers.
+    let draw = |text: &str| print(&format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n")));
+    let mut shown = first;
+    let mut trouble: Option<(Instant, String)> = None;
     loop {
-        let shown = look(&client, options)?;
-        // From the top of the screen; what was there is cleared line by line, so that nothing flickers.
-        print(&if options.watch && is_terminal {
-            format!("\x1b[H{}\x1b[J", shown.replace('\n', "\x1b[K\n"))
-        } else {
-            shown
-        })?;
-        if !options.watch {
-            return Ok(ExitCode::SUCCESS);
+        match &trouble {
+            None if is_terminal => draw(&shown)?,
+            None => print(&shown)?,
+            Some((since, problem)) if is_terminal => {
+                let old = span(since.elapsed().as_secs());
+                draw(&format!("NO NEWS FOR {old}: {problem}; asking again each second\n\n{shown}"))?;
+            }
+            Some(_) => {}
         }
         std::thread::sleep(Duration::from_secs(1));
+        match look(client, options) {
+            Ok(now) => {
+                if trouble.take().is_some() && !is_terminal {
+                    eprintln!("perch answers again");
+                }
+                shown = now;
+            }
+            Err(error) => {
+                let problem = error.to_string();
+                if !is_terminal && trouble.as_ref().is_none_or(|(_, said)| *said != problem) {
+                    eprintln!("{problem}; asking again each second");
+                }
+                let since = trouble.map_or_else(Instant::now, |(since, _)| since);
+                trouble = Some((since, problem));
+            }
+        }
     }
 }
 

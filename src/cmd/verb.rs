@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::bail;
 use clap::{Args, ValueEnum};
@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::table::Table;
+use super::wait;
 use crate::client::{Client, ClientError, DEFAULT, Version, encode};
 use crate::config;
 use crate::decide::reweigh::Amount;
@@ -142,10 +143,11 @@ impl Change {
         } else {
             print(&outcome.text())?;
         }
-        if self.wait {
-            return self.wait_for(&client, service, outcome.generation, is_guarded);
+        match (self.wait, is_guarded) {
+            (false, _) => Ok(ExitCode::SUCCESS),
+            (true, false) => wait::until_in_force(&client, service, outcome.generation, self.timeout),
+            (true, true) => wait::until_ramp_ends(&client, service, outcome.generation, self.timeout),
         }
-        Ok(ExitCode::SUCCESS)
     }
 
     fn refused(&self, service: &str, error: ClientError) -> anyhow::Result<ExitCode> {
@@ -157,52 +159,6 @@ impl Change {
             bail!("{message}\n`perch status {service}` shows what there is now");
         }
         bail!("{message}")
-    }
-
-    /// Until every replica that is known has it.
-    fn wait_for(&self, client: &Client, service: &str, generation: u64, guarded: bool) -> anyhow::Result<ExitCode> {
-        let patience = self.timeout.or((!guarded).then_some(Duration::from_secs(60)));
-        let start = Instant::now();
-        let path = format!("/api/v1/services/{}", encode(service));
-        let mut said = String::new();
-        loop {
-            let all: Value = client.get("/api/v1/services")?;
-            let at_least = |pointer: &str, n: u64| all.pointer(pointer).and_then(Value::as_u64).is_some_and(|g| g >= n);
-            let one: Value = client.get(&path)?;
-            let sequence = one.pointer("/rollout/sequence").and_then(Value::as_u64).unwrap_or_default();
-            let replicas = all.get("replicas").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-            let behind = |r: &&Value| r.get("sequence").and_then(Value::as_u64).is_some_and(|s| s < sequence);
-            let in_force = at_least("/generation", generation) && !replicas.iter().any(|r| behind(&r));
-            match (in_force, guarded) {
-                (true, false) => return Ok(ExitCode::SUCCESS),
-                (true, true) => {
-                    let text = |key: &str| one.pointer(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-                    let (state, why) = (text("/rollout/ramp/state"), text("/rollout/ramp/why"));
-                    let step = one.pointer("/rollout/ramp/step").and_then(Value::as_u64);
-                    let news = match step {
-                        Some(step) => format!("step {}: {state} {why}", step + 1),
-                        None => format!("{state} {why}"),
-                    };
-                    if news != said {
-                        eprintln!("{}", news.trim());
-                        said = news;
-                    }
-                    match &*state {
-                        "done" => return Ok(ExitCode::SUCCESS),
-                        "aborted" | "" => return Ok(ExitCode::FAILURE),
-                        _ => {}
-                    }
-                }
-                (false, _) => {}
-            }
-            if patience.is_some_and(|patience| start.elapsed() >= patience) {
-                bail!(
-                    "not in force everywhere after {:.0?}; `perch status {service}` shows who is behind",
-                    start.elapsed()
-                );
-            }
-            std::thread::sleep(if guarded { Duration::from_secs(1) } else { Duration::from_millis(50) });
-        }
     }
 }
 

@@ -14,6 +14,8 @@ use crate::support::{
     Act, Client, Launch, PATIENCE, Process, TestBackend, TestPerch, eventually, eventually_some, response,
 };
 
+mod waits;
+
 /// A ramp has seconds of holds in it, on a machine that may be busy.
 const LONG: Duration = Duration::from_secs(60);
 

@@ -60,7 +60,7 @@ function showRow(it, version, service, tint) {
   put(it.node, "class", `tint-${tint}`);
   it.stable.hidden = version.name !== service.rollout?.stable || service.versions.length < 2;
   say(it.cells.set, percent(version.share));
-  say(it.subs.set, `weight ${Number(version.weight.toPrecision(6))}`);
+  say(it.subs.set, `weight ${Number.isInteger(version.weight) ? version.weight : Number(version.weight.toPrecision(4))}`);
   it.gauge.show(version, isRemembering);
   say(it.cells.clients, isRemembering ? grouped(version.clients) : "–");
   say(it.subs.clients, isRemembering && service.clients ? `${percent(o.clients)}, ${range(o.clientsLow, o.clientsHigh)}` : isRemembering ? "" : "not remembered");

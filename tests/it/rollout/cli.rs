@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Lab, users};
-use crate::support::{PATIENCE, Process, eventually, run_perch};
+use crate::support::{PATIENCE, Process, TestBackend, eventually, response, run_perch};
 
 #[test]
 fn a_change_prints_what_changed_who_moves_and_the_generation() {
@@ -84,6 +84,25 @@ fn status_watches() {
     eventually(PATIENCE, || watching.stdout().matches("app: generation 1").count() >= 2);
     lab.cli_done(&["pause", "app"]);
     eventually(PATIENCE, || watching.stdout().contains("PAUSED"));
+}
+
+#[test]
+fn status_goes_on_watching_when_perch_comes_back() {
+    let lab = Lab::start();
+    // In its place something that can be away and keeps its address.
+    let picture = lab.perch.admin_get("/api/v1/services").text();
+    let perch = TestBackend::scripted(move |seen| vec![response(seen, "200 OK", "", &picture)]);
+    let watching = Process::perch(["status", "--admin", &format!("http://{}", perch.address()), "-w"]);
+    let pictures = || watching.stdout().matches("app: generation 1").count();
+    eventually(PATIENCE, || pictures() >= 2);
+
+    perch.refuse();
+    eventually(PATIENCE, || watching.stderr().contains("is perch running there?; asking again each second"));
+    let before = pictures();
+    perch.accept_again();
+
+    eventually(PATIENCE, || watching.stderr().ends_with("perch answers again\n") && pictures() > before);
+    assert_eq!(watching.stderr().lines().count(), 2, "{}", watching.stderr());
 }
 
 #[test]
