@@ -57,7 +57,8 @@ fn unpinned(bench: &mut Criterion) {
 fn keep(pins: &Pins, service: &Service, key: ClientKey, now: u64) {
     let version = service.versions.first().expect("a version");
     let endpoint = version.endpoints.first().expect("an endpoint").clone();
-    pins.keep(service.id, key, Pin { version: version.id, endpoint, epoch: service.epoch, why: Why::Cohort }, now);
+    let (epoch, home) = (service.epoch, Some(version.id));
+    pins.keep(service.id, key, Pin { version: version.id, home, endpoint, epoch, why: Why::Cohort }, now);
 }
 
 fn pinned(bench: &mut Criterion) {

@@ -228,6 +228,7 @@ fn decide(
         }
     };
     let forced = forced(service, query.forced.as_deref(), address, answer)?;
+    let home = pin.as_ref().and_then(|p| p.home).and_then(|home| service.versions.iter().position(|v| v.id == home));
     let pin = pin.and_then(|pin| placed(service, pin));
     let shown_endpoints: Vec<Vec<String>> =
         service.versions.iter().map(|v| v.endpoints.iter().map(|e| shown(e)).collect()).collect();
@@ -241,6 +242,7 @@ fn decide(
         policy: &service.policy,
         client: key,
         pin: pin.as_ref().zip(pinned_to.as_deref()).map(|((version, _), endpoint)| (*version, endpoint)),
+        home,
         forced,
         now,
         endpoints: &candidates,

@@ -338,7 +338,8 @@ fn explain_takes_the_route_the_pin_and_the_split_into_account() {
     let (version, endpoint) = (&hello.versions[0], &hello.versions[0].endpoints[1]);
     let own = hello.policy.split.version_of(key).unwrap();
 
-    let pin = Pin { version: version.id, endpoint: endpoint.clone(), epoch: 1, why: Why::Cohort };
+    let (version, endpoint) = (version.id, endpoint.clone());
+    let pin = Pin { version, home: Some(version), endpoint, epoch: 1, why: Why::Cohort };
     admin.state.pins.keep(hello.id, key, pin, admin.state.clock.now());
     let answer = admin.get("/api/v1/explain?host=hello.example&path=/version&ip=192.0.2.7").json();
 
@@ -409,7 +410,8 @@ fn observed_shares_are_those_of_the_remembered_clients() {
     for (n, version) in [(1, 0), (2, 0), (3, 0), (4, 1)] {
         let version = &hello.versions[version];
         let key = ClientKey::new([192, 0, 2, n].into(), KeyPrefix::default());
-        let pin = Pin { version: version.id, endpoint: version.endpoints[0].clone(), epoch: 1, why: Why::Cohort };
+        let endpoint = version.endpoints[0].clone();
+        let pin = Pin { version: version.id, home: Some(version.id), endpoint, epoch: 1, why: Why::Cohort };
         admin.state.pins.keep(hello.id, key, pin, admin.state.clock.now());
         version.metrics.request("GET", 200, 0.001);
     }

@@ -1,7 +1,8 @@
 //! One decision: the version of a client, in the order of precedence, and the endpoint inside it.
 //!
 //! override > drain or freeze pin > cohort > `whenEmpty`. Retries and ejection stay inside the version. The answer
-//! carries its reason, and `explain` prints just that answer.
+//! carries its reason, and `explain` prints just that answer; it also carries the version that the client belongs to,
+//! which an override and an empty version don't change.
 
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +60,21 @@ pub struct Policy {
     pub when_empty: WhenEmpty,
     /// One per version, in the split's order.
     pub holds: Vec<Hold>,
+    /// For clients that nothing is remembered of; the earliest split first.
+    pub recalls: Vec<Recall>,
+}
+
+/// A split that was in force before a version began to drain, and before anybody here could see its clients: in a
+/// process that started later. Whom it gave to that version is held there like one who is remembered.
+#[derive(Clone, Debug)]
+pub struct Recall {
+    /// The one that is held.
+    pub version: usize,
+    pub earlier: Split,
+    /// The same version as an index into `earlier`, which may have versions that are gone.
+    pub there: usize,
+    /// From then on (milliseconds of the caller's clock) who is still active is remembered, and all others are new.
+    pub until: u64,
 }
 
 /// Why a client got its version. Kebab-case, equal in the log, `explain` and the metrics.
@@ -101,6 +117,9 @@ pub struct Choice {
     pub version: usize,
     /// The reason.
     pub why: Why,
+    /// The version that the client belongs to: what it gets without an override, once that has endpoints. `None` when
+    /// the service is closed, and for who isn't remembered.
+    pub home: Option<usize>,
 }
 
 /// Nobody can serve this client.
@@ -115,7 +134,7 @@ pub enum NoVersion {
 /// Who asks.
 #[derive(Clone, Copy, Debug)]
 pub enum Asker {
-    /// A client that is remembered by its key, and the version it is pinned to, if any.
+    /// A client that is remembered by its key, and the version it belongs to ([`Choice::home`]), if it was seen before.
     Client(ClientKey, Option<usize>),
     /// One request of nobody in particular, with its roll (`affinity: None`).
     Request(u64),
@@ -139,31 +158,51 @@ impl Policy {
             Asker::Client(key, _) => self.split.version_among(key, may),
             Asker::Request(roll) => self.split.version_at(roll, may),
         };
+        let home = match asker {
+            Asker::Client(key, known) => self.home(key, known, now),
+            Asker::Request(_) => None,
+        };
         let (own, why) = match (forced, asker) {
             (Some(Forced::To(version)), _) => (Some(version), Why::Override),
-            (_, Asker::Client(_, Some(pinned))) if allowed(pinned) && self.is_held(pinned, now) => {
-                (Some(pinned), self.hold_reason(pinned))
-            }
-            (None, Asker::Client(..)) => (among(&allowed), Why::Cohort),
+            (_, Asker::Client(..)) => match home {
+                Some((version, why)) if allowed(version) => (Some(version), why),
+                // `never` changes only those who would be there.
+                Some(_) => (among(&allowed), Why::Override),
+                None => (None, Why::Cohort),
+            },
             (None, Asker::Request(_)) => (among(&allowed), Why::Draw),
-            // `never` changes only those whom the split would have sent there.
-            (Some(Forced::Except(_)), asker) => {
-                let free = among(&|_| true);
-                match among(&allowed) {
-                    other if other != free => (other, Why::Override),
-                    same => (same, if matches!(asker, Asker::Request(_)) { Why::Draw } else { Why::Cohort }),
-                }
+            (Some(Forced::Except(_)), Asker::Request(_)) => {
+                let (free, other) = (among(&|_| true), among(&allowed));
+                (other, if other == free { Why::Draw } else { Why::Override })
             }
         };
+        let home = home.map(|(version, _)| version);
         let Some(version) = own else { return Err(NoVersion::Closed) };
         if usable(version) {
-            return Ok(Choice { version, why });
+            return Ok(Choice { version, why, home });
         }
         match self.when_empty {
             WhenEmpty::Fail => Err(NoVersion::NoEndpoint(version)),
             WhenEmpty::Fallback => among(&|v| allowed(v) && usable(v))
-                .map(|version| Choice { version, why: Why::WhenEmpty })
+                .map(|version| Choice { version, why: Why::WhenEmpty, home })
                 .ok_or(NoVersion::NoEndpoint(version)),
+        }
+    }
+
+    /// The version of a client that nothing is remembered of, if a drain holds it: by the split before that began.
+    #[must_use]
+    pub fn recalled(&self, key: ClientKey, now: u64) -> Option<usize> {
+        let holds = |r: &&Recall| now < r.until && self.is_held(r.version, now);
+        let gave = |r: &&Recall| r.earlier.version_of(key) == Some(r.there);
+        self.recalls.iter().filter(holds).find(gave).map(|r| r.version)
+    }
+
+    /// Where a client belongs: to the version that holds it, else to the one that the split gives it.
+    fn home(&self, key: ClientKey, known: Option<usize>, now: u64) -> Option<(usize, Why)> {
+        let held = known.map_or_else(|| self.recalled(key, now), |known| self.is_held(known, now).then_some(known));
+        match held {
+            Some(version) => Some((version, self.hold_reason(version))),
+            None => self.split.version_of(key).map(|version| (version, Why::Cohort)),
         }
     }
 

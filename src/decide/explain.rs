@@ -16,8 +16,10 @@ pub struct Question<'a> {
     pub policy: &'a Policy,
     /// `None` when nobody is remembered (`affinity: None`).
     pub client: Option<ClientKey>,
-    /// The version and endpoint that the client is pinned to: index of the version, name of the endpoint.
+    /// What gave the last answer: index of the version, name of the endpoint.
     pub pin: Option<(usize, &'a str)>,
+    /// The version that the client is known to belong to.
+    pub home: Option<usize>,
     pub forced: Option<Forced>,
     /// In the unit of [`Hold::Until`].
     pub now: u64,
@@ -88,7 +90,7 @@ pub fn explain(question: &Question<'_>) -> Verdict {
     };
 
     let own = policy.split.version_of(client);
-    let asker = Asker::Client(client, question.pin.map(|(version, _)| version));
+    let asker = Asker::Client(client, question.home);
     let chosen = policy.choose(asker, question.forced, question.now, usable);
     let mut reasoning = Vec::new();
     match own {
@@ -97,6 +99,9 @@ pub fn explain(question: &Question<'_>) -> Verdict {
     }
     if let Some((pinned, _)) = question.pin {
         reasoning.push(pin_sentence(question, pinned, own));
+    }
+    if let Some(version) = policy.recalled(client, question.now).filter(|_| question.home.is_none()) {
+        reasoning.push(recall_sentence(question, version));
     }
     match question.forced {
         Some(Forced::To(version)) => reasoning.push(format!("an override asks for {}", name(version))),
@@ -171,17 +176,33 @@ fn split_sentence(versions: &[VersionNote], own: usize) -> String {
 }
 
 fn pin_sentence(question: &Question<'_>, pinned: usize, own: Option<usize>) -> String {
-    let policy = question.policy;
-    let name = policy.split.name(pinned).map_or("", |n| n);
-    let hold = match policy.holds.get(pinned) {
+    let name = |v: usize| question.policy.split.name(v).map_or("", |n| n);
+    let belongs = question.home.unwrap_or(pinned);
+    let hold = match question.policy.holds.get(belongs) {
         Some(Hold::Frozen) => "the split is paused, so it stays there",
         Some(Hold::Until(end)) if question.now < *end => {
             "that version is draining, so it stays there while it is active"
         }
-        Some(Hold::None | Hold::Until(_)) | None if own == Some(pinned) => "the split agrees",
+        Some(Hold::None | Hold::Until(_)) | None if own == Some(belongs) => "the split agrees",
         Some(Hold::None | Hold::Until(_)) | None => "nothing holds it there",
     };
-    format!("it was last served by {name}: {hold}")
+    if belongs == pinned {
+        return format!("it was last served by {}: {hold}", name(pinned));
+    }
+    format!("it was last served by {} and belongs to {}: {hold}", name(pinned), name(belongs))
+}
+
+fn recall_sentence(question: &Question<'_>, version: usize) -> String {
+    let name = question.policy.split.name(version).map_or("", |n| n);
+    let (what, while_so) = match question.policy.holds.get(version) {
+        Some(Hold::Frozen) => ("the weights changed", "that version is frozen, so it stays there"),
+        Some(Hold::None | Hold::Until(_)) | None => {
+            ("the drain began", "that version is draining, so it stays there while it is active")
+        }
+    };
+    format!(
+        "nothing is remembered of it, as this perch started after {what}: before, the split gave it to {name}; {while_so}"
+    )
 }
 
 /// As the data path does: the pinned endpoint while it is usable, else the client's own choice among the usable ones.

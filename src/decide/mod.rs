@@ -22,6 +22,6 @@ pub mod split;
 pub mod stats;
 pub mod target;
 
-pub use choose::{Choice, Forced, Hold, NoVersion, Policy, WhenEmpty, Why};
+pub use choose::{Choice, Forced, Hold, NoVersion, Policy, Recall, WhenEmpty, Why};
 pub use client_key::{ClientKey, KeyPrefix};
 pub use split::{Salt, Split, Weight};

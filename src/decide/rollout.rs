@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::drains::{Drain, OnDecrease};
+pub use self::drains::{Drain, Earlier, OnDecrease};
 use super::ramp::{Plan, RampState};
 use super::split::Weight;
 

@@ -19,6 +19,8 @@ pub struct Decision {
     pub version: usize,
     pub endpoint: Arc<Endpoint>,
     pub why: Why,
+    /// Index of the version that the client belongs to, see [`crate::decide::Choice::home`].
+    pub home: Option<usize>,
 }
 
 /// The client of a request, as far as affinity needs it.
@@ -50,8 +52,9 @@ pub fn decide(service: &Service, pins: &Pins, client: Client, now: u64) -> Resul
     };
     let decision = place(service, pin.as_ref(), key, client, now)?;
     let version = &service.versions[decision.version].id;
+    let home = decision.home.map(|home| service.versions[home].id);
     let known = pin.as_ref().is_some_and(|p| {
-        p.version == *version
+        (p.version, p.home) == (*version, home)
             && Arc::ptr_eq(&p.endpoint, &decision.endpoint)
             && p.epoch == service.epoch
             && p.why == decision.why
@@ -61,7 +64,8 @@ pub fn decide(service: &Service, pins: &Pins, client: Client, now: u64) -> Resul
             service.metrics.flip(flip_reason(&pin, &decision, service));
         }
         let endpoint = decision.endpoint.clone();
-        pins.keep(service.id, key, Pin { version: *version, endpoint, epoch: service.epoch, why: decision.why }, now);
+        let pin = Pin { version: *version, home, endpoint, epoch: service.epoch, why: decision.why };
+        pins.keep(service.id, key, pin, now);
     }
     Ok(decision)
 }
@@ -74,7 +78,7 @@ fn again(service: &Service, pin: Pin, now: u64) -> Result<Decision, Pin> {
     // Held, it has another reason.
     let is_free = |v: &usize| service.policy.holds.get(*v) == Some(&Hold::None);
     match version.filter(|v| is_same && is_free(v)) {
-        Some(version) => Ok(Decision { version, endpoint: pin.endpoint, why: Why::Cohort }),
+        Some(version) => Ok(Decision { version, endpoint: pin.endpoint, why: Why::Cohort, home: Some(version) }),
         None => Err(pin),
     }
 }
@@ -98,18 +102,18 @@ fn place(
     client: Client,
     now: u64,
 ) -> Result<Decision, NoVersion> {
-    // Who took shelter in a version, or was sent there by a header, is no client of it: a drain doesn't hold them.
-    let is_client = |p: &&Pin| !matches!(p.why, Why::WhenEmpty | Why::Override);
-    let pinned = pin.filter(is_client).and_then(|p| service.versions.iter().position(|v| v.id == p.version));
+    // Who took shelter in a version, or was sent there by a header, is no client of it: a drain holds them where they
+    // belong, which is where they return.
+    let known = pin.and_then(|p| p.home).and_then(|home| service.versions.iter().position(|v| v.id == home));
     let choice =
-        service.policy.choose(Asker::Client(key, pinned), client.forced, now, |v| is_usable(service, v, now))?;
+        service.policy.choose(Asker::Client(key, known), client.forced, now, |v| is_usable(service, v, now))?;
     let version = &service.versions[choice.version];
     let endpoint = pin
         .filter(|p| p.version == version.id && version.takes(&p.endpoint, now))
         .map(|p| p.endpoint.clone())
         .or_else(|| first_choice(version, key, now))
         .ok_or(NoVersion::NoEndpoint(choice.version))?;
-    Ok(Decision { version: choice.version, endpoint, why: choice.why })
+    Ok(Decision { version: choice.version, endpoint, why: choice.why, home: choice.home })
 }
 
 #[expect(clippy::indexing_slicing, reason = "the policy's versions are the service's")]
@@ -118,7 +122,7 @@ fn spread(service: &Service, client: Client, now: u64) -> Result<Decision, NoVer
         service.policy.choose(Asker::Request(client.roll), client.forced, now, |v| is_usable(service, v, now))?;
     let endpoint =
         least_busy(&service.versions[choice.version], client.roll, now).ok_or(NoVersion::NoEndpoint(choice.version))?;
-    Ok(Decision { version: choice.version, endpoint, why: choice.why })
+    Ok(Decision { version: choice.version, endpoint, why: choice.why, home: choice.home })
 }
 
 fn is_usable(service: &Service, version: usize, now: u64) -> bool {
@@ -171,8 +175,9 @@ fn flip_reason(last: &Pin, next: &Decision, service: &Service) -> Flip {
         (Why::Override, _) | (_, Why::Override) => Flip::Override,
         (Why::WhenEmpty, _) | (_, Why::WhenEmpty) => Flip::WhenEmpty,
         _ if last.epoch < service.aborted => Flip::Abort,
+        // Held until now, and nothing but the time has changed.
+        (Why::DrainPin | Why::FreezePin, _) if last.epoch >= service.turned => Flip::DrainDeadline,
         _ if last.epoch != service.epoch => Flip::WeightChange,
-        (Why::DrainPin | Why::FreezePin, _) => Flip::DrainDeadline,
         _ => Flip::Unexplained,
     }
 }

@@ -11,5 +11,7 @@ pub mod panic;
 pub mod pins;
 pub mod publish;
 #[cfg(test)]
+mod restarts;
+#[cfg(test)]
 mod simulation;
 pub mod snapshot;

@@ -48,7 +48,7 @@ pub struct Model {
 /// No snapshot can be made of this.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BuildError {
-    #[error("identities are used up after 4 billion endpoints; restart perch")]
+    #[error("identities are used up (65,536 services, a million versions or 4 billion endpoints); restart perch")]
     NoMoreIdentities,
     #[error("route `{route}` names service number {service}, which does not exist; this is a mistake in perch")]
     NoSuchService { route: Arc<str>, service: usize },
@@ -90,8 +90,8 @@ impl Model {
             rollouts: Arc::new(rollouts),
         };
         let mut model = Self {
+            deadlines: Deadlines::new(now, &nothing.rollouts),
             last: Arc::new(nothing),
-            deadlines: Deadlines::default(),
             names,
             cluster: Cluster::default(),
             identities: Identities::default(),
@@ -208,6 +208,7 @@ impl Model {
                 names: &self.names,
                 cluster: &self.cluster,
                 deadlines: &self.deadlines,
+                now: now.clock,
             };
             services.push(next.build(&mut self.identities)?);
         }

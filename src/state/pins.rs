@@ -16,18 +16,24 @@ use std::time::Duration;
 use dashmap::DashMap;
 
 use self::crowds::Crowds;
+use self::packed::Packed;
 use self::tally::Tally;
 use super::snapshot::{Endpoint, EndpointId, ServiceId, VersionId};
 use crate::decide::{ClientKey, Why};
 
 pub mod census;
 mod crowds;
+mod packed;
 mod tally;
 
 /// What is remembered of a client.
 #[derive(Clone, Debug)]
 pub struct Pin {
+    /// Of the last answer.
     pub version: VersionId,
+    /// The one that it belongs to, see [`crate::decide::Choice::home`]; another one while that is empty, or an override
+    /// asked for another.
+    pub home: Option<VersionId>,
     /// Once it is gone, the sweep puts an endpoint in its place that is gone too, and nothing else.
     pub endpoint: Arc<Endpoint>,
     /// [`super::snapshot::Service::epoch`] of the last answer.
@@ -102,13 +108,8 @@ impl Borrow<PinKey> for Known {
 #[derive(Debug)]
 struct Stored {
     endpoint: Arc<Endpoint>,
-    version: VersionId,
-    /// The epoch above, the reason in the lowest [`WHY_BITS`].
-    epoch_and_why: u32,
+    rest: Packed,
 }
-
-/// Enough for every [`Why`]; the rest is left for epochs.
-const WHY_BITS: u32 = 3;
 
 /// Keys in no order, visited in a circle.
 #[derive(Debug, Default)]
@@ -255,19 +256,19 @@ impl Pins {
         }
     }
 
-    /// Visits every pin of a service that was used within `timeout`. A shard is locked for reading during `visit`, which
-    /// must not call the table.
+    /// Visits every pin of a service that was used within `timeout`, with the version that the client belongs to. A shard
+    /// is locked for reading during `visit`, which must not call the table.
     pub fn for_each(
         &self,
         service: ServiceId,
         now: u64,
         timeout: Duration,
-        mut visit: impl FnMut(ClientKey, VersionId),
+        mut visit: impl FnMut(ClientKey, Option<VersionId>),
     ) {
         let (now, timeout) = (seconds(now), seconds_up(timeout));
         for pin in &self.map {
             if pin.key().key.service == service && !is_idle(pin.key().used.load(Ordering::Relaxed), now, timeout) {
-                visit(ClientKey::from_bytes(pin.key().key.client), pin.version);
+                visit(ClientKey::from_bytes(pin.key().key.client), pin.rest.home());
             }
         }
     }
@@ -384,41 +385,12 @@ impl PinKey {
 }
 
 impl Stored {
-    /// An epoch beyond 2^29 is cut: it will not be found equal, which costs its clients the short way, no more.
     fn new(pin: Pin) -> Self {
-        let Pin { version, endpoint, epoch, why } = pin;
-        Self { endpoint, version, epoch_and_why: epoch << WHY_BITS | code(why) }
+        Self { rest: Packed::new(&pin), endpoint: pin.endpoint }
     }
 
     fn to_pin(&self) -> Pin {
-        Pin {
-            version: self.version,
-            endpoint: self.endpoint.clone(),
-            epoch: self.epoch_and_why >> WHY_BITS,
-            why: why(self.epoch_and_why),
-        }
-    }
-}
-
-const fn code(why: Why) -> u32 {
-    match why {
-        Why::Cohort => 0,
-        Why::Draw => 1,
-        Why::DrainPin => 2,
-        Why::FreezePin => 3,
-        Why::Override => 4,
-        Why::WhenEmpty => 5,
-    }
-}
-
-const fn why(code: u32) -> Why {
-    match code & ((1 << WHY_BITS) - 1) {
-        1 => Why::Draw,
-        2 => Why::DrainPin,
-        3 => Why::FreezePin,
-        4 => Why::Override,
-        5 => Why::WhenEmpty,
-        _ => Why::Cohort,
+        self.rest.to_pin(self.endpoint.clone())
     }
 }
 

@@ -134,9 +134,9 @@ impl World {
             Hold::Frozen => true,
         };
         let before = self.pins.peek(service.id, key, now, TIMEOUT);
-        let pinned = before.as_ref().and_then(|p| service.versions.iter().position(|v| v.id == p.version));
-        // Only who was given a version by the split, or held on it, is held: not who took shelter there.
-        let held = pinned.filter(|v| is_held(*v) && before.as_ref().is_some_and(|p| p.why != Why::WhenEmpty));
+        // Not where it took shelter: whoever was given a version by the split, or held on it, is held there.
+        let home = before.as_ref().and_then(|p| service.versions.iter().position(|v| Some(v.id) == p.home));
+        let held = home.filter(|v| is_held(*v));
         let due = held.or(own);
 
         let answer = decide(service, &self.pins, Client { address, roll: 0, forced: None }, now);
@@ -150,7 +150,7 @@ impl World {
                     (Some(_), Hold::Until(_) | Hold::None) => Why::DrainPin,
                     (None, _) => Why::Cohort,
                 };
-                assert_eq!(answer.why, expected, "{told}");
+                assert_eq!((answer.why, answer.home), (expected, due), "{told}");
                 assert!(answer.why != Why::WhenEmpty || due.is_some_and(|v| !is_usable(v)), "{told}");
                 assert!(service.versions[answer.version].takes(&answer.endpoint, now), "{told}");
                 if let Some(before) = before.filter(|b| b.version == service.versions[answer.version].id)

@@ -50,6 +50,8 @@ pub struct Service {
     pub epoch: u32,
     /// The last epoch that began with an abort; 0 when none did.
     pub aborted: u32,
+    /// The last epoch that began with anything but the end of a drain's time.
+    pub turned: u32,
     /// In the split's order.
     pub versions: Vec<Version>,
     pub metrics: Arc<ServiceMetrics>,
@@ -60,9 +62,14 @@ pub struct Service {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ServiceId(pub u16);
 
-/// Stable for a (service, version name) as long as the process lives.
+/// Stable for a (service, version name) as long as the process lives. At most [`VersionId::LAST`], as a pin has two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct VersionId(pub u32);
+
+impl VersionId {
+    /// A million names in the life of a process.
+    pub const LAST: u32 = (1 << 20) - 2;
+}
 
 /// Never used twice: an address that comes back after it was gone is another endpoint, and never meets an old pooled
 /// connection.

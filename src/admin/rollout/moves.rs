@@ -51,8 +51,8 @@ pub(in crate::admin) fn moves(pins: &Pins, before: &Service, after: &Service, no
     let mut of_version = vec![0_usize; before.versions.len()];
     let mut pairs: BTreeMap<(usize, usize), usize> = BTreeMap::new();
     let mut of_clients = 0;
-    pins.for_each(before.id, now, timeout, |key, version| {
-        let pinned = before.versions.iter().position(|v| v.id == version);
+    pins.for_each(before.id, now, timeout, |key, home| {
+        let pinned = before.versions.iter().position(|v| Some(v.id) == home);
         let choose = |service: &Service| {
             service.policy.choose(Asker::Client(key, pinned), None, now, usable).ok().map(|choice| choice.version)
         };
@@ -88,8 +88,8 @@ pub(in crate::admin) fn clients_left(pins: &Pins, service: &Service, now: u64) -
     if let Affinity::ClientIp { timeout, .. } = service.config.affinity
         && (0..left.len()).any(is_held)
     {
-        pins.for_each(service.id, now, timeout, |key, version| {
-            let on = service.versions.iter().position(|v| v.id == version).filter(|on| is_held(*on));
+        pins.for_each(service.id, now, timeout, |key, home| {
+            let on = service.versions.iter().position(|v| Some(v.id) == home).filter(|on| is_held(*on));
             let stays = on.filter(|on| service.policy.split.version_of(key) != Some(*on));
             if let Some(count) = stays.and_then(|on| left.get_mut(on)) {
                 *count += 1;

@@ -167,6 +167,7 @@ async fn a_service_that_left_is_forgotten_by_the_pins() {
     let key = crate::decide::ClientKey::from_bytes([1; 16]);
     let pin = crate::state::pins::Pin {
         version: service.versions[0].id,
+        home: None,
         endpoint: service.versions[0].endpoints[0].clone(),
         epoch: 1,
         why: crate::decide::Why::Cohort,

@@ -1,6 +1,6 @@
 use super::*;
 use crate::decide::choose::endpoint_seed;
-use crate::decide::{KeyPrefix, Salt, Split, Weight};
+use crate::decide::{KeyPrefix, Recall, Salt, Split, Weight};
 
 fn policy(weights: &[(&str, f64)]) -> Policy {
     let weights: Vec<_> = weights.iter().map(|(n, w)| (*n, Weight::new(*w).unwrap())).collect();
@@ -8,6 +8,7 @@ fn policy(weights: &[(&str, f64)]) -> Policy {
         split: Split::new(Salt::new("hello", ""), weights.iter().copied()),
         when_empty: WhenEmpty::Fallback,
         holds: vec![Hold::None; weights.len()],
+        recalls: Vec::new(),
     }
 }
 
@@ -20,7 +21,7 @@ fn candidate(name: &str) -> Candidate<'_> {
 }
 
 fn question<'a>(policy: &'a Policy, endpoints: &'a [Vec<Candidate<'a>>], n: u32) -> Question<'a> {
-    Question { policy, client: Some(client(n)), pin: None, forced: None, now: 1000, endpoints }
+    Question { policy, client: Some(client(n)), pin: None, home: None, forced: None, now: 1000, endpoints }
 }
 
 #[test]
@@ -79,10 +80,45 @@ fn a_pinned_client_keeps_its_endpoint_and_its_frozen_version() {
     let endpoints = [vec![candidate("a"), candidate("b")], vec![candidate("c")]];
 
     for name in ["a", "b"] {
-        let verdict = explain(&Question { pin: Some((0, name)), ..question(&policy, &endpoints, 1) });
+        let verdict = explain(&Question { pin: Some((0, name)), home: Some(0), ..question(&policy, &endpoints, 1) });
 
         assert_eq!((verdict.version.as_deref(), verdict.why), (Some("stable"), Some(Why::FreezePin)));
         assert_eq!(verdict.endpoint.as_deref(), Some(name));
+    }
+}
+
+#[test]
+fn who_took_shelter_is_told_where_it_belongs() {
+    let mut policy = policy(&[("stable", 1.0), ("canary", 0.0)]);
+    policy.holds = vec![Hold::None, Hold::Until(2000)];
+    let endpoints = [vec![candidate("a")], vec![candidate("b")]];
+
+    let verdict = explain(&Question { pin: Some((0, "a")), home: Some(1), ..question(&policy, &endpoints, 1) });
+
+    assert_eq!((verdict.version.as_deref(), verdict.why), (Some("canary"), Some(Why::DrainPin)));
+    let told = "it was last served by stable and belongs to canary: that version is draining, so it stays there";
+    assert!(verdict.reasoning.iter().any(|s| s.starts_with(told)), "{verdict:?}");
+}
+
+#[test]
+fn who_is_held_by_the_split_before_a_drain_is_told_so() {
+    let earlier = policy(&[("stable", 0.0), ("canary", 1.0)]).split;
+    let mut policy = policy(&[("stable", 1.0), ("canary", 0.0)]);
+    policy.recalls = vec![Recall { version: 1, earlier, there: 1, until: 1500 }];
+    let endpoints = [vec![candidate("a")], vec![candidate("b")]];
+
+    for (hold, why, word) in
+        [(Hold::Until(2000), Why::DrainPin, "the drain began"), (Hold::Frozen, Why::FreezePin, "the weights changed")]
+    {
+        policy.holds = vec![Hold::None, hold];
+        let verdict = explain(&question(&policy, &endpoints, 1));
+        assert_eq!((verdict.version.as_deref(), verdict.why), (Some("canary"), Some(why)));
+        let told =
+            format!("nothing is remembered of it, as this perch started after {word}: before, the split gave it to");
+        assert!(verdict.reasoning.iter().any(|s| s.starts_with(&told)), "{verdict:?}");
+
+        let later = explain(&Question { now: 1500, ..question(&policy, &endpoints, 1) });
+        assert_eq!((later.version.as_deref(), later.reasoning.len()), (Some("stable"), 2), "{later:?}");
     }
 }
 

@@ -215,7 +215,8 @@ fn after_a_switch_abort_goes_back_to_the_side_that_was_live() {
 fn who_is_held_while_a_version_drains_is_held_longer_by_a_pause() {
     let sides = sides(&[("stable", 90.0), ("canary", 10.0)]);
     let draining = after(&sides, &[Verb::Drain { version: None, deadline: Duration::from_millis(10 * MINUTE) }]);
-    assert_eq!(draining.drains, [Drain { version: "canary".into(), until_millis: Some(11 * MINUTE) }]);
+    let earlier = vec![Earlier { until_millis: MINUTE, weights: at(&sides, 0).file() }];
+    assert_eq!(draining.drains, [Drain { version: "canary".into(), until_millis: Some(11 * MINUTE), earlier }]);
 
     let paused = apply(&draining, &Verb::Pause, &at(&sides, 2 * MINUTE)).unwrap();
     let resumed = apply(&paused, &Verb::Resume { skip: false }, &at(&sides, 7 * MINUTE)).unwrap();

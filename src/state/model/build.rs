@@ -13,7 +13,7 @@ use crate::config::{self, EndpointAddress};
 use crate::decide::choose::endpoint_seed;
 use crate::decide::places::Places;
 use crate::decide::rollout::Rollout;
-use crate::decide::{Policy, Salt, Split, Weight};
+use crate::decide::{Hold, Policy, Recall, Salt, Split, Weight};
 use crate::state::health::{Health, RetryBudget};
 use crate::state::snapshot::{Endpoint, Service, Version};
 
@@ -28,6 +28,7 @@ pub(super) struct ServiceBuild<'a> {
     pub(super) names: &'a Names,
     pub(super) cluster: &'a Cluster,
     pub(super) deadlines: &'a Deadlines,
+    pub(super) now: u64,
 }
 
 impl ServiceBuild<'_> {
@@ -59,11 +60,14 @@ impl ServiceBuild<'_> {
             let panic = before.map_or_else(Arc::default, |b| b.panic.clone());
             versions.push(Version { id, name: version.name.clone(), endpoints, places, metrics, panic });
         }
-        let policy = Policy { split, when_empty: config.when_empty, holds };
-        let moves = before.is_none_or(|b| moves_clients(b, config, &policy));
+        let recalls = self.deadlines.recalls(config, self.rollout, salt, &holds);
+        let policy = Policy { split, when_empty: config.when_empty, holds, recalls };
+        let moves = before.is_none_or(|b| moves_clients(b, &b.policy.holds, config, &policy));
+        let turns = before.is_none_or(|b| moves_clients(b, &left(&b.policy.holds, self.now), config, &policy));
         if let Some(before) = before
             && !moves
             && before.config == *config
+            && has_same_recalls(&before.policy, &policy)
             && std::iter::zip(&before.versions, &versions).all(|(b, v)| is_same_set(&b.endpoints, &v.endpoints))
         {
             return Ok(before.clone());
@@ -81,6 +85,7 @@ impl ServiceBuild<'_> {
             policy,
             epoch,
             aborted: if is_abort { epoch } else { before.map_or(0, |b| b.aborted) },
+            turned: before.filter(|_| !turns).map_or(epoch, |b| b.turned),
             versions,
             metrics,
             retry_budget,
@@ -149,18 +154,37 @@ fn secret(config: &config::Service) -> &str {
     config.salt.as_ref().map_or("", |s| s.0.as_str())
 }
 
-/// Whether a client may get another answer from `config` and `policy` than from `before`, its endpoints aside.
-fn moves_clients(before: &Service, config: &config::Service, policy: &Policy) -> bool {
+/// Whether a client that is remembered may get another answer from `config` and `policy` than from `before` with
+/// `holds`, its endpoints aside.
+fn moves_clients(before: &Service, holds: &[Hold], config: &config::Service, policy: &Policy) -> bool {
     let (b, p) = (&before.policy, policy);
-    let names = |split: &Split| (0..split.len()).map(|v| split.name(v).cloned()).collect::<Vec<_>>();
-    b.split.weights() != p.split.weights()
-        || names(&b.split) != names(&p.split)
-        || b.holds != p.holds
+    !is_same_split(&b.split, &p.split)
+        || *holds != p.holds
         || b.when_empty != p.when_empty
         || before.config.cohort != config.cohort
         || before.config.salt != config.salt
         || before.config.affinity != config.affinity
         || before.config.overrides != config.overrides
+}
+
+fn is_same_split(a: &Split, b: &Split) -> bool {
+    a.weights() == b.weights() && (0..a.len()).all(|v| a.name(v) == b.name(v))
+}
+
+/// What becomes of the holds when their time comes, and nothing else happens.
+fn left(holds: &[Hold], now: u64) -> Vec<Hold> {
+    let left = |hold: &Hold| match hold {
+        Hold::Until(deadline) if *deadline <= now => Hold::None,
+        Hold::None | Hold::Until(_) | Hold::Frozen => *hold,
+    };
+    holds.iter().map(left).collect()
+}
+
+fn has_same_recalls(before: &Policy, after: &Policy) -> bool {
+    let is_same = |(b, a): (&Recall, &Recall)| {
+        (b.version, b.there, b.until) == (a.version, a.there, a.until) && is_same_split(&b.earlier, &a.earlier)
+    };
+    before.recalls.len() == after.recalls.len() && std::iter::zip(&before.recalls, &after.recalls).all(is_same)
 }
 
 fn is_same_set(before: &[Arc<Endpoint>], after: &[Arc<Endpoint>]) -> bool {

@@ -43,8 +43,11 @@ impl Identities {
         if let Some((id, metrics)) = known.get(name) {
             return Ok((*id, metrics.clone()));
         }
+        if self.versions > VersionId::LAST {
+            return Err(BuildError::NoMoreIdentities);
+        }
         let id = VersionId(self.versions);
-        self.versions = self.versions.checked_add(1).ok_or(BuildError::NoMoreIdentities)?;
+        self.versions += 1;
         let metrics = Arc::new(VersionMetrics::new(service, name));
         known.insert(name.clone(), (id, metrics.clone()));
         Ok((id, metrics))

@@ -82,7 +82,7 @@ impl Pins {
             let Known { key, requests, used } = pin.key();
             let timeout = timeouts.get(&key.service);
             if timeout.is_some_and(|t| !is_idle(used.load(Ordering::Relaxed), now, seconds_up(*t))) {
-                *census.versions.entry(pin.version).or_default() += 1;
+                *census.versions.entry(pin.rest.version()).or_default() += 1;
                 let requests = requests.count() as f64;
                 let sums = census.services.entry(key.service).or_default();
                 sums.requests += requests;
@@ -108,7 +108,7 @@ impl Pins {
             let requests = requests.count();
             heaviest.clients += 1;
             heaviest.requests += requests;
-            top.push(Reverse((requests, key.client, pin.version.0, now.saturating_sub(used))));
+            top.push(Reverse((requests, key.client, pin.rest.version().0, now.saturating_sub(used))));
             if top.len() > most {
                 top.pop();
             }

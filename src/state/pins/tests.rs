@@ -25,7 +25,8 @@ fn endpoint(id: u32) -> Arc<Endpoint> {
 }
 
 fn pin(version: u32, endpoint: &Arc<Endpoint>) -> Pin {
-    Pin { version: VersionId(version), endpoint: endpoint.clone(), epoch: 1, why: Why::Cohort }
+    let version = VersionId(version);
+    Pin { version, home: Some(version), endpoint: endpoint.clone(), epoch: 1, why: Why::Cohort }
 }
 
 fn v4(n: u32) -> ClientKey {
@@ -61,6 +62,21 @@ fn every_reason_is_remembered() {
         pins.keep(SERVICE, v4(1), Pin { why, ..pin(3, &e) }, 0);
 
         assert_eq!(pins.touch(SERVICE, v4(1), 0, HOUR).unwrap().why, why);
+    }
+}
+
+#[test]
+fn the_version_that_a_client_belongs_to_is_remembered_beside_the_one_that_served_it() {
+    let (pins, e) = (Pins::new(10), endpoint(7));
+    let epoch = (1 << 21) - 1;
+    for (version, home) in [(0, None), (0, Some(VersionId::LAST)), (VersionId::LAST, Some(0)), (VersionId::LAST, None)]
+    {
+        let kept = Pin { home: home.map(VersionId), epoch, why: Why::WhenEmpty, ..pin(version, &e) };
+        pins.keep(SERVICE, v4(1), kept, 0);
+
+        let found = pins.touch(SERVICE, v4(1), 0, HOUR).unwrap();
+        assert_eq!((found.version, found.home), (VersionId(version), home.map(VersionId)));
+        assert_eq!((found.epoch, found.why), (epoch, Why::WhenEmpty));
     }
 }
 
@@ -259,7 +275,7 @@ fn the_clients_of_a_service_can_be_visited() {
     let mut seen = Vec::new();
     pins.for_each(SERVICE, 4_000_000, HOUR, |key, version| seen.push((key, version)));
 
-    assert_eq!(seen, [(v6(9, 9), VersionId(4))]);
+    assert_eq!(seen, [(v6(9, 9), Some(VersionId(4)))]);
 }
 
 #[test]

@@ -110,6 +110,35 @@ fn left_name(dead: usize) -> &'static str {
     if dead == 0 { "perch-b" } else { "perch-a" }
 }
 
+/// Versions of some clients, as `explain` tells them.
+fn explained(perch: &TestPerch) -> Vec<(Value, Value)> {
+    let explain = |n| perch.admin_json(&format!("/api/v1/explain?service=hello&ip=192.0.2.{n}"));
+    (0..40).map(explain).map(|told| (told["version"].clone(), told["why"].clone())).collect()
+}
+
+#[test]
+fn a_replica_that_starts_during_a_drain_holds_whom_the_split_before_did() {
+    let double = Double::start();
+    let cluster = double.cluster();
+    let a = replica(&cluster, "perch-a");
+    assert_eq!(set(&a, 50), 200);
+    let before = explained(&a);
+    assert_eq!(
+        a.admin_post("/api/v1/services/hello/drain", &json!({"version": "canary", "deadline": "1h"})).status,
+        200
+    );
+
+    let b = replica(&cluster, "perch-b");
+
+    let held = |(version, _): (Value, Value)| {
+        let why = if version == "canary" { "drain-pin" } else { "cohort" };
+        (version, why.into())
+    };
+    assert_eq!(explained(&b), before.into_iter().map(held).collect::<Vec<_>>());
+    // Who was there when it began takes clients that it never saw for new.
+    assert!(explained(&a).iter().all(|(version, _)| version == "stable"));
+}
+
 #[test]
 fn a_ramp_goes_on_where_a_dead_leader_left_it() {
     let double = Double::start();
