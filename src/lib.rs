@@ -10,6 +10,8 @@ pub mod control;
 pub mod decide;
 pub mod demo;
 pub mod endpoint_tls;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod load;
 pub mod metrics;
 mod pem;

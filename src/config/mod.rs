@@ -88,19 +88,23 @@ pub fn parse(text: &str, base_dir: &Path, env: &dyn Fn(&str) -> Option<String>) 
     if text.len() > tree::MAX_BYTES {
         return Err(only(Problem::new("", too_large())));
     }
-    let tree = tree::read(text).map_err(|e| only(Problem { line: e.line, ..Problem::new("", e.message) }))?;
+    // What is missing at the end is noticed on the line after it, which nobody finds.
+    let last = text.lines().count().max(1);
+    let place = |problem: Problem| Problem { line: problem.line.map(|line| line.min(last)), ..problem };
+    let place_all = |problems: Vec<Problem>| problems.into_iter().map(place).collect::<Vec<_>>();
+    let tree = tree::read(text).map_err(|e| only(place(Problem { line: e.line, ..Problem::new("", e.message) })))?;
     let cx = decode::Context::new(base_dir, env);
     let config = file::decode(&decode::Node::root(&cx, &tree));
     let found = cx.into_found();
     match config {
         Some(config) if found.problems.is_empty() => {
-            Ok(Loaded { config, warnings: found.warnings, places: found.places })
+            Ok(Loaded { config, warnings: place_all(found.warnings), places: found.places })
         }
         None if found.problems.is_empty() => {
             // A decoder gave up without a word: a bug of perch, but no reason to fall.
             Err(only(Problem::new("", "can't be read, and perch can't say why; please report it with the file")))
         }
-        _ => Err(Invalid { problems: found.problems, warnings: found.warnings }),
+        _ => Err(Invalid { problems: place_all(found.problems), warnings: place_all(found.warnings) }),
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! Dot segments are removed, everything else is kept as it came: `//`, `%2f`, `%5c` and `;` are never decoded, merged or
 //! cut, so a route cannot be passed by writing its path in another way that an endpoint would read alike only after
-//! decoding. Nothing is allocated for a path that is clean. The query is never touched.
+//! decoding; `..` behind or before an escaped slash or a semicolon, which only leads out of a route, is refused. Nothing is allocated for a path that is clean. The query is never touched.
 
 use std::borrow::Cow;
 use std::net::Ipv6Addr;
@@ -15,6 +15,9 @@ pub enum BadPath {
     AboveRoot,
     /// `%` without two hex digits, `%00`.
     BadEscape,
+    /// `..` beside an escaped slash, or with a parameter: it leads upwards for an endpoint that decodes the one (nginx,
+    /// Apache) or cuts the other off (Tomcat), past the route that was chosen here.
+    HiddenDots,
     /// A byte that must not stand in a path: `#`, `\`, `?`, a space, a control, anything that is not ASCII. Or no `/`
     /// at the start.
     BadByte,
@@ -38,7 +41,11 @@ pub fn normalise(path: &str) -> Result<Cow<'_, str>, BadPath> {
     let Some(relative) = path.strip_prefix('/') else {
         return Err(BadPath::BadByte);
     };
-    if !scan(path.as_bytes())? {
+    let seen = scan(path.as_bytes())?;
+    if seen.may_hide && relative.split('/').any(hides_dots) {
+        return Err(BadPath::HiddenDots);
+    }
+    if !seen.may_have_dots {
         return Ok(Cow::Borrowed(path));
     }
     if !relative.split('/').any(|segment| dots(segment) > 0) {
@@ -77,28 +84,67 @@ pub fn check_query(query: &str) -> Result<(), BadPath> {
     if clean { Ok(()) } else { Err(BadPath::BadByte) }
 }
 
-/// Checks every byte; says whether an element begins with a dot or an escape, so that it may be a dot segment.
-fn scan(path: &[u8]) -> Result<bool, BadPath> {
-    let mut suspicious = false;
+/// What a path has that needs a second look.
+#[derive(Default)]
+struct Seen {
+    /// An element begins with a dot or an escape, so that it may be a dot segment.
+    may_have_dots: bool,
+    /// There is an escaped slash, or a semicolon.
+    may_hide: bool,
+}
+
+/// Checks every byte.
+fn scan(path: &[u8]) -> Result<Seen, BadPath> {
+    let mut seen = Seen::default();
     let mut before = 0;
     for (at, &byte) in path.iter().enumerate() {
         match byte {
             b'%' => {
                 match path.get(at + 1..at + 3) {
                     Some([b'0', b'0']) => return Err(BadPath::BadEscape),
+                    Some([b'2', b'f' | b'F'] | [b'5', b'c' | b'C'] | [b'3', b'b' | b'B']) => seen.may_hide = true,
                     Some(digits) if digits.iter().all(u8::is_ascii_hexdigit) => {}
                     _ => return Err(BadPath::BadEscape),
                 }
-                suspicious |= before == b'/';
+                seen.may_have_dots |= before == b'/';
             }
-            b'.' => suspicious |= before == b'/',
+            b'.' => seen.may_have_dots |= before == b'/',
+            b';' => seen.may_hide = true,
             b'#' | b'\\' | b'?' => return Err(BadPath::BadByte),
             _ if !byte.is_ascii_graphic() => return Err(BadPath::BadByte),
             _ => {}
         }
         before = byte;
     }
-    Ok(suspicious)
+    Ok(seen)
+}
+
+/// Whether a part of the segment, up to an escaped slash or a semicolon, is `..`. A segment that is nothing else is not
+/// meant: that one is removed.
+fn hides_dots(segment: &str) -> bool {
+    let mut rest = segment.as_bytes();
+    // Of this part: dots, or `None` once there was something else.
+    let mut count = Some(0);
+    let mut is_first = true;
+    loop {
+        let (unit, next) = match rest {
+            [] => return count == Some(2) && !is_first,
+            [b'%', b'2', b'e' | b'E', next @ ..] => (b'.', next),
+            [b'%', b'2', b'f' | b'F', next @ ..] | [b'%', b'5', b'c' | b'C', next @ ..] => (b'/', next),
+            [b'%', b'3', b'b' | b'B', next @ ..] => (b';', next),
+            [byte, next @ ..] => (*byte, next),
+        };
+        rest = next;
+        count = match (unit, count) {
+            (b'/' | b';', Some(2)) => return true,
+            (b'/', _) => {
+                is_first = false;
+                Some(0)
+            }
+            (b'.', Some(dots)) => Some(dots + 1),
+            _ => None,
+        };
+    }
 }
 
 /// 1 for `.`, 2 for `..`, escaped or not; 0 for any other segment.

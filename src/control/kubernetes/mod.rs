@@ -31,7 +31,7 @@ use crate::state::model::ClusterNews;
 pub mod cache;
 mod client;
 mod handovers;
-mod objects;
+pub(crate) mod objects;
 mod picture;
 pub mod state;
 mod streams;

@@ -308,6 +308,24 @@ impl RawServiceSpec {
     }
 }
 
+/// For the fuzzers: the slices in the lines of a watch, or in lines that are slices.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn slices_of_watch(text: &str) -> Vec<Slice> {
+    let read = |line: &str| {
+        let event: Result<Line<'_>, _> = serde_json::from_str(line);
+        let json = event.as_ref().map_or(line, |event| event.object.get());
+        for other in [Kind::Pods, Kind::Services, Kind::ConfigMaps] {
+            // Only that they are read without a fall.
+            drop(other.read(json));
+        }
+        match Kind::EndpointSlices.read(json).ok()?.what {
+            What::Slice(_, slice) => Some(slice),
+            What::Pod(_) | What::Service(_) | What::ConfigMap(_) => None,
+        }
+    };
+    text.lines().filter_map(read).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,6 +15,9 @@ use crate::reason::Reason;
 /// Most fields of a head, unless a listener's own limit is higher.
 pub(crate) const MAX_FIELDS: usize = 256;
 
+/// Bytes of empty lines that are skipped before a request: two lines (RFC 9112 section 2.2).
+pub(crate) const MAX_BLANK: usize = 4;
+
 /// A parsed request line with its fields.
 #[derive(Debug)]
 pub(crate) struct RequestLine<'b> {
@@ -82,6 +85,10 @@ pub(crate) fn parse_request<T>(
     then: impl FnOnce(RequestLine<'_>, &[httparse::Header<'_>]) -> Result<T, Reason>,
 ) -> Result<T, Reason> {
     may_grow(head, limits)?;
+    // More empty lines than were skipped: httparse would pass over any number.
+    if let [b'\r' | b'\n', ..] = head {
+        return Err(Reason::RequestLine);
+    }
     if has_odd_lines(head) {
         return Err(name_odd_line(head));
     }
@@ -191,6 +198,13 @@ mod tests {
         }
         assert_eq!(reason(&[22, 3, 1, 0, 5, b'\r', b'\n', b'\r', b'\n']), Some(Reason::TlsOnPlain));
         assert_eq!(reason(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"), None);
+    }
+
+    #[test]
+    fn a_head_has_no_empty_lines_in_front() {
+        assert_eq!(reason(b"\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n"), Some(Reason::RequestLine));
+        assert_eq!(reason(b"\r\n\r\n"), Some(Reason::RequestLine));
+        assert_eq!(reason(b"\nGET / HTTP/1.1\r\nHost: a\r\n\r\n"), Some(Reason::RequestLine));
     }
 
     #[test]

@@ -131,10 +131,13 @@ impl Session {
             dog.set(since + timeouts.idle);
         }
         let mut seen = 0;
+        // However many reads they come in.
+        let mut blanks_left = head::MAX_BLANK;
         let mut is_begun = false;
         poll_fn(|cx| {
             loop {
-                let blank = head::leading_blank(buffer.unread());
+                let blank = head::leading_blank(buffer.unread()).min(blanks_left);
+                blanks_left -= blank;
                 buffer.consume(blank, &worker.buffers);
                 if !buffer.is_empty() {
                     if let Some(end) = head::find_end(buffer.unread(), seen) {
