@@ -61,13 +61,13 @@ impl Ramp {
 }
 
 /// Five hundred users who ask in turn, until dropped.
-struct Users {
+pub(crate) struct Users {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Users {
-    fn of(perch: &TestPerch) -> Self {
+    pub(crate) fn of(perch: &TestPerch) -> Self {
         let address = perch.address("http");
         let stop = Arc::new(AtomicBool::new(false));
         let threads = (0..2u8).map(|n| {

@@ -14,3 +14,4 @@ mod replicas;
 mod rotation;
 mod scale;
 mod traffic;
+mod waits;
