@@ -79,6 +79,8 @@ metrics! {
     KUBERNETES_EVENT_AGE Gauge "perch_kubernetes_last_event_age_seconds" "Since the API server last gave a sign of life on a watch, by resource; the oldest of its watches counts.",
     KUBERNETES_LEADER Gauge "perch_kubernetes_leader" "1 when this replica holds the Lease and runs the ramps.",
     KUBERNETES_SYNC_ERRORS Counter "perch_kubernetes_sync_errors_total" "Failed lists and watches, by reason.",
+    WORKERS_BLOCKED Gauge "perch_workers_blocked" "Workers without a sign of life for 3 seconds; after 10 seconds liveness fails.",
+    PANICS Counter "perch_panics_total" "Panics: bugs of perch. The connection of each has ended; please report them.",
     BUILD Gauge "perch_build_info" "Always 1; the version is in the label.",
     CPU Counter "process_cpu_seconds_total" "User and system CPU time.",
     MEMORY Gauge "process_resident_memory_bytes" "Resident memory.",
@@ -340,12 +342,24 @@ impl Recent {
 
 static REJECTED_BY_REASON: LazyLock<Vec<Counter>> =
     LazyLock::new(|| Reason::ALL.iter().map(|r| counter(REJECTED, &[("reason", r.as_str())])).collect());
+static PANICKED: LazyLock<Counter> = LazyLock::new(|| counter(PANICS, &[]));
 static DROPPED_LINES: LazyLock<Counter> = LazyLock::new(|| counter(LOG_DROPPED, &[]));
 
 /// Makes the counters of the process exist, at 0: a rate over a series that appears with its first event misses it.
 pub fn start() {
     LazyLock::force(&REJECTED_BY_REASON);
     LazyLock::force(&DROPPED_LINES);
+    LazyLock::force(&PANICKED);
+}
+
+/// Counts every panic of the process from now on, beside what the hook in force does (it prints). One in a request ends
+/// that connection and nothing else; one that ends a worker or the writer ends the process.
+pub fn count_panics() {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        PANICKED.increment(1);
+        before(panic);
+    }));
 }
 
 /// A request or connection was refused or ended by perch itself.

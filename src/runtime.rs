@@ -29,6 +29,7 @@ use crate::proxy::worker::Shared;
 use crate::proxy::workers::Workers;
 use crate::readiness::Readiness;
 use crate::state::clock::Clock;
+use crate::state::heartbeat::Heartbeats;
 use crate::state::pins::Pins;
 
 use self::prepare::{Open, bind_admin, bind_first, read_certificates, read_endpoints_tls, watched};
@@ -150,6 +151,7 @@ pub fn start_with(
     writer.remember(known)?;
     metrics::start();
     let access_log = AccessLog::stdout()?;
+    let heartbeats = Heartbeats::default();
     let shared = Arc::new(Shared {
         published: control.published().clone(),
         pins: pins.clone(),
@@ -157,6 +159,7 @@ pub fn start_with(
         clock,
         endpoints_tls: endpoints_tls.clone(),
         connections: AtomicUsize::new(0),
+        heartbeats: heartbeats.clone(),
     });
     let workers = Workers::start(count, &shared)?;
 
@@ -175,6 +178,7 @@ pub fn start_with(
         clock,
         readiness: readiness.clone(),
         control: control.clone(),
+        heartbeats,
         live: admin::Live::default(),
     };
     let admin = admin_socket.local_addr()?;

@@ -56,7 +56,7 @@ enum Place {
 
 const INDEX: &str = "perch admin; open this address in a browser for the dashboard
 
-GET  /livez                            200 while the process runs (also /healthz)
+GET  /livez                            200 while the process runs and no worker is blocked (also /healthz)
 GET  /readyz                           200 when it should get traffic, with what it waits for
 GET  /metrics                          Prometheus text
 GET  /version                          version of perch
@@ -160,7 +160,8 @@ pub(super) async fn answer(
     }
     match place {
         Place::Index => index(&head.headers),
-        Place::Live => text(StatusCode::OK, "alive\n"),
+        Place::Live if state.heartbeats.is_alive() => text(StatusCode::OK, "alive\n"),
+        Place::Live => text(StatusCode::SERVICE_UNAVAILABLE, "a worker has been blocked for 10 seconds\n"),
         Place::Ready => readiness(state),
         Place::Metrics => {
             aside(state, |state| plain(StatusCode::OK, exposition::CONTENT_TYPE, exposition::render(state))).await

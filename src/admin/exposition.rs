@@ -79,6 +79,7 @@ fn picture(text: &mut Text, state: &AdminState) {
     text.value(metrics::AFFINITY_EVICTIONS, float(state.pins.evictions()));
     text.value(metrics::AFFINITY_REFUSALS, float(state.pins.refusals()));
     text.value(metrics::ROLLOUT_SEQUENCE, float(snapshot.rollouts.sequence));
+    text.value(metrics::WORKERS_BLOCKED, float(state.heartbeats.blocked()));
     text.value(metrics::GENERATION, float(snapshot.generation));
     let reload = state.readiness.last_reload();
     text.value(metrics::RELOAD_OK, if reload.error.is_none() { 1.0 } else { 0.0 });

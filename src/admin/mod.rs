@@ -22,6 +22,7 @@ use crate::control::Control;
 use crate::metrics;
 use crate::readiness::Readiness;
 use crate::state::clock::Clock;
+use crate::state::heartbeat::Heartbeats;
 use crate::state::pins::Pins;
 use crate::state::publish::Published;
 
@@ -50,6 +51,7 @@ pub struct AdminState {
     pub clock: Clock,
     pub readiness: Readiness,
     pub control: Control,
+    pub heartbeats: Heartbeats,
     pub live: Live,
 }
 

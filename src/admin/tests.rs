@@ -89,7 +89,15 @@ impl Admin {
                 let (writer, control) = Writer::start(config, clock, pins.clone()).await.unwrap();
                 tokio::spawn(writer.run());
                 let published = control.published().clone();
-                let state = AdminState { published, pins, clock, readiness, control, live: Live::default() };
+                let state = AdminState {
+                    published,
+                    pins,
+                    clock,
+                    readiness,
+                    control,
+                    heartbeats: Heartbeats::default(),
+                    live: Live::default(),
+                };
                 send.send(state.clone()).unwrap();
                 serve(listener, state, stopped).await.unwrap();
             });

@@ -72,6 +72,7 @@ const AT_ONCE: u8 = 130;
 pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     start_log(&options)?;
     raise_open_files();
+    crate::metrics::count_panics();
     let loaded = match config::load(&options.config) {
         Ok(loaded) => loaded,
         Err(invalid) => return Ok(refuse(&invalid)),

@@ -103,3 +103,26 @@ fn memory_stays_flat_when_nobody_scrapes() {
     // Raw samples would be 8 bytes each, 32 MB; other tests run at the same time and need some.
     assert!(resident() - before < 20.0, "{before} MiB before, {} MiB after", resident());
 }
+
+#[test]
+fn a_panic_in_a_task_is_counted_and_its_thread_lives() {
+    count_panics();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let before = panics();
+
+    let next = tokio::task::LocalSet::new().block_on(&runtime, async {
+        let ended = tokio::task::spawn_local(async { panic!("as a request might") }).await;
+        assert!(ended.unwrap_err().is_panic());
+        tokio::task::spawn_local(async { "served" }).await.unwrap()
+    });
+
+    assert_eq!(next, "served");
+    // Other tests of this process may panic, too.
+    assert!(panics() > before);
+}
+
+fn panics() -> u64 {
+    let rendered = handle().render();
+    let line = rendered.lines().find_map(|line| line.strip_prefix("perch_panics_total "));
+    line.map_or(0, |count| count.parse().unwrap())
+}

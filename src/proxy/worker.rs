@@ -20,6 +20,7 @@ use crate::config;
 use crate::decide::split::weyl;
 use crate::endpoint_tls::EndpointsTls;
 use crate::state::clock::Clock;
+use crate::state::heartbeat::{Heart, Heartbeats};
 use crate::state::pins::Pins;
 use crate::state::publish::{Published, Reader};
 use crate::state::snapshot::Snapshot;
@@ -34,6 +35,7 @@ pub struct Shared {
     pub endpoints_tls: EndpointsTls,
     /// Open connections of all listeners and workers.
     pub connections: AtomicUsize,
+    pub heartbeats: Heartbeats,
 }
 
 /// One thread's part of the data path.
@@ -45,6 +47,7 @@ pub(crate) struct Worker {
     pub(crate) multiplexed: Multiplexed,
     pub(crate) kennel: Kennel,
     pub(crate) registry: Rc<Registry>,
+    heart: Arc<Heart>,
     reader: RefCell<Reader>,
     /// The reader's snapshot behind a count of this thread's own: requests of two workers don't fight for one line.
     #[expect(clippy::redundant_allocation, reason = "the second count is the point")]
@@ -69,6 +72,7 @@ impl Worker {
             multiplexed: Multiplexed::default(),
             kennel: Kennel::default(),
             registry: Rc::default(),
+            heart: shared.heartbeats.join(),
             reader: RefCell::new(reader),
             log_config: Cell::new(first.config.access_log),
             current: RefCell::new(Rc::new(first)),
@@ -135,6 +139,7 @@ impl Worker {
 
     /// Housekeeping of this thread, about once a second.
     pub(crate) fn sweep(&self) {
+        self.heart.beat();
         // Lets go of an old snapshot too, when no request has come since.
         drop(self.snapshot());
         self.pool.sweep(self.now_millis());

@@ -43,6 +43,8 @@ const LOOK_AFTER: Duration = Duration::from_secs(1);
 impl Supervisor {
     pub(super) async fn run(mut self, mut orders: mpsc::UnboundedReceiver<Order>) {
         let mut look = tokio::time::interval(LOOK_AFTER);
+        // Not in a burst after a stop of the whole process: no worker could have beaten in between.
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 order = orders.recv() => match order {
@@ -66,6 +68,7 @@ impl Supervisor {
                     }
                 }
                 _ = look.tick() => {
+                    self.look_after_workers();
                     if self.workers.is_broken() || self.control.is_stopped() {
                         // A zombie that looks healthy is worse than a restart (reliability.md J9).
                         error!("A worker or the writer has died; stopping. Please report the panic above.");
@@ -73,6 +76,16 @@ impl Supervisor {
                     }
                 }
             }
+        }
+    }
+
+    fn look_after_workers(&self) {
+        let (lost, found) = self.shared.heartbeats.look();
+        for worker in lost {
+            error!(worker, "A worker gives no sign of life; its connections wait.");
+        }
+        for worker in found {
+            warn!(worker, "A worker that gave no sign of life is back.");
         }
     }
 

@@ -6,6 +6,7 @@ pub mod decision;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub mod health;
+pub mod heartbeat;
 pub mod model;
 pub mod panic;
 pub mod pins;

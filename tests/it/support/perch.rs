@@ -73,6 +73,15 @@ impl Launch {
         self
     }
 
+    /// Run by another program, which gets perch's command line as its last arguments.
+    #[must_use]
+    pub fn under(mut self, program: &str, arguments: &[&str]) -> Self {
+        let mut command = Command::new(program);
+        command.args(arguments).arg(self.command.get_program()).args(self.command.get_args());
+        self.command = command;
+        self
+    }
+
     /// With a listening socket, given in the way of systemd.
     #[must_use]
     pub fn socket(mut self, socket: TcpListener) -> Self {
