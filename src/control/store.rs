@@ -6,11 +6,13 @@
 use std::path::Path;
 use std::time::Duration;
 
+pub(in crate::control) use self::document::Document;
 use self::file::FileStore;
 pub use self::file::OpenError;
 use super::kubernetes::state::ConfigMapStore;
 use crate::decide::rollout::Rollouts;
 
+mod document;
 mod file;
 
 /// The place.

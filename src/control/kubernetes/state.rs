@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 pub use self::document::{ConfigMapStore, OpenError};
-use self::document::{Document, GROUP, KEY, KIND};
+use self::document::{GROUP, KEY, KIND};
 use self::lease::Elector;
 use self::session::Session;
 use super::client::{Connector, Trouble};
@@ -27,7 +27,7 @@ use super::{Options, own_namespace};
 use crate::config::SharedState;
 use crate::control::Control;
 use crate::control::replicas::Report;
-use crate::control::store::Store;
+use crate::control::store::{Document, Store};
 use crate::decide::rollout::Rollouts;
 use crate::metrics;
 use crate::readiness::Block;
@@ -147,7 +147,7 @@ async fn follow(
         };
         let Some(What::ConfigMap(data)) = heard_of.map(|object| object.what) else { continue };
         control.replicas().hear(reports(&data));
-        match Document::read(data.get(KEY).map(String::as_str)) {
+        match Document::read(data.get(KEY).map(String::as_bytes)) {
             Document::Good(rollouts) => {
                 if control.adopt(rollouts).await.is_err() {
                     return;

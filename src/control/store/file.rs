@@ -9,10 +9,9 @@ use std::io::{self, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use serde::Deserialize;
 use tracing::{error, info};
 
-use super::StoreError;
+use super::{Document, StoreError};
 use crate::decide::rollout::{Rollouts, VERSION};
 
 /// The document's name in its folder.
@@ -36,25 +35,6 @@ pub struct FileStore {
     folder: PathBuf,
     /// The lock once it is ours. Whoever holds the mutex writes: one that was given up on must not come after the next.
     lock: Arc<Mutex<Option<File>>>,
-}
-
-enum Unreadable {
-    Corrupt(String),
-    Newer(u32),
-}
-
-fn read(bytes: &[u8]) -> Result<Rollouts, Unreadable> {
-    #[derive(Deserialize)]
-    struct Header {
-        version: u32,
-    }
-    let corrupt = |error: serde_json::Error| Unreadable::Corrupt(error.to_string());
-    // The version first: what else is in there may be another in each.
-    let header: Header = serde_json::from_slice(bytes).map_err(corrupt)?;
-    if header.version > VERSION {
-        return Err(Unreadable::Newer(header.version));
-    }
-    serde_json::from_slice(bytes).map_err(corrupt)
 }
 
 fn keep_aside(path: &Path, problem: &str) -> Rollouts {
@@ -85,17 +65,19 @@ impl FileStore {
             error!("stateDir {}: {problem}; verbs are refused until it can be written.", folder.display());
         }
         let path = folder.join(NAME);
-        let rollouts = match fs::read(&path) {
-            Ok(bytes) => match read(&bytes) {
-                Ok(rollouts) => {
-                    info!(file = %path.display(), sequence = rollouts.sequence, "Read the rollouts.");
-                    rollouts
-                }
-                Err(Unreadable::Newer(version)) => return Err(OpenError { path: path.display().to_string(), version }),
-                Err(Unreadable::Corrupt(problem)) => keep_aside(&path, &problem),
-            },
-            Err(missing) if missing.kind() == ErrorKind::NotFound => Rollouts::default(),
-            Err(problem) => keep_aside(&path, &problem.to_string()),
+        let text = match fs::read(&path) {
+            Ok(text) => Some(text),
+            Err(missing) if missing.kind() == ErrorKind::NotFound => None,
+            Err(problem) => return Ok((store, keep_aside(&path, &problem.to_string()))),
+        };
+        let rollouts = match Document::read(text.as_deref()) {
+            Document::Good(rollouts) => {
+                info!(file = %path.display(), sequence = rollouts.sequence, "Read the rollouts.");
+                rollouts
+            }
+            Document::Missing => Rollouts::default(),
+            Document::Corrupt(problem) => keep_aside(&path, &problem),
+            Document::Newer(version) => return Err(OpenError { path: path.display().to_string(), version }),
         };
         Ok((store, rollouts))
     }

@@ -5,13 +5,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Deserialize;
 use serde_json::{Value, json};
 use tracing::{error, warn};
 
 use super::super::client::{Connector, Trouble};
 use super::session::{Session, is_conflict};
-use crate::control::store::StoreError;
+use crate::control::store::{Document, StoreError};
 use crate::decide::rollout::{Rollouts, VERSION};
 
 pub(super) const GROUP: &str = "/api/v1";
@@ -47,35 +46,6 @@ pub struct OpenError {
     version: u32,
 }
 
-/// What a text is.
-#[derive(Debug)]
-pub(super) enum Document {
-    Good(Rollouts),
-    Missing,
-    Corrupt(String),
-    Newer(u32),
-}
-
-impl Document {
-    pub(super) fn read(text: Option<&str>) -> Self {
-        #[derive(Deserialize)]
-        struct Header {
-            version: u32,
-        }
-        let Some(text) = text else { return Self::Missing };
-        // The version first: what else is in there may be another in each.
-        match serde_json::from_str::<Header>(text) {
-            Ok(Header { version }) if version > VERSION => return Self::Newer(version),
-            Ok(_) => {}
-            Err(error) => return Self::Corrupt(error.to_string()),
-        }
-        match serde_json::from_str(text) {
-            Ok(rollouts) => Self::Good(rollouts),
-            Err(error) => Self::Corrupt(error.to_string()),
-        }
-    }
-}
-
 impl ConfigMapStore {
     /// The store, and what it has; without an answer of the API server, what it had when perch last ran. The last value
     /// tells whether that is known.
@@ -88,7 +58,7 @@ impl ConfigMapStore {
         let object = match store.session.get(GROUP, KIND, &store.name).await {
             Ok(object) => object.unwrap_or_default(),
             Err(trouble) => {
-                let kept = store.cache.as_ref().and_then(|file| std::fs::read_to_string(file).ok());
+                let kept = store.cache.as_ref().and_then(|file| std::fs::read(file).ok());
                 let known = match Document::read(kept.as_deref()) {
                     Document::Good(rollouts) => Some(rollouts),
                     Document::Missing | Document::Corrupt(_) | Document::Newer(_) => None,
@@ -105,7 +75,7 @@ impl ConfigMapStore {
                 return Ok((store, rollouts, is_known));
             }
         };
-        match Document::read(object["data"][KEY].as_str()) {
+        match Document::read(object["data"][KEY].as_str().map(str::as_bytes)) {
             Document::Good(rollouts) => {
                 store.base = rollouts.sequence;
                 store.keep(&rollouts);
@@ -144,7 +114,7 @@ impl ConfigMapStore {
             let object = self.session.get(GROUP, KIND, &self.name).await.map_err(|t| unwritable(why(&t)))?;
             let mut data = json!({KEY: text});
             let stored = object.as_ref().and_then(|o| o["data"][KEY].as_str());
-            match Document::read(stored) {
+            match Document::read(stored.map(str::as_bytes)) {
                 Document::Good(stored) if stored.sequence > self.base => {
                     return Err(StoreError::Newer(Box::new(stored)));
                 }
