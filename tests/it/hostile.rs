@@ -65,7 +65,7 @@ fn a_blocked_worker_is_told_and_liveness_fails_until_it_is_back() {
     }
 
     eventually(PATIENCE, || front.perch.metric("perch_workers_blocked") == Some(1.0));
-    assert!(front.perch.stderr().contains("A worker gives no sign of life"));
+    eventually(PATIENCE, || front.perch.stderr().contains("A worker gives no sign of life"));
     eventually(PATIENCE, || get(front.perch.admin(), "/livez").status == 503);
 
     drop(writer);
