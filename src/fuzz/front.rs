@@ -187,7 +187,7 @@ fn never_sent(got: &Message) -> Option<&'static str> {
     let once = ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-request-id", "host"];
     if got.is_http10 {
         Some("an old version")
-    } else if matches!(&*got.method, "CONNECT" | "TRACE") {
+    } else if matches!(&*got.method, "CONNECT" | "TRACE") || got.method.bytes().any(|b| b.is_ascii_lowercase()) {
         Some("a method that is off")
     } else if path == "*" && got.method != "OPTIONS" || path != "*" && naive::clean_path(path).as_deref() != Some(path)
     {

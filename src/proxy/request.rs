@@ -114,6 +114,11 @@ pub(crate) fn plan<'a>(
     if matches!(request.method, "CONNECT" | "TRACE") {
         return Err(Reason::Method.into());
     }
+    // Methods are case-sensitive and every registered one is upper case, but some servers read `head` as HEAD, and then
+    // there is no body where perch waits for one. nginx refuses them too.
+    if request.method.bytes().any(|b| b.is_ascii_lowercase()) {
+        return Err(Reason::Method.into());
+    }
     let facts = Facts::read(fields.clone(), request.protocol)?;
     let is_upgrade = facts.upgrade(&request)?;
     let (authority, target) = authority_and_target(&request, &facts)?;

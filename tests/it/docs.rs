@@ -18,6 +18,32 @@ fn functions(folder: &Path, names: &mut BTreeSet<String>) {
 }
 
 #[test]
+fn every_promise_about_security_names_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut known = BTreeSet::new();
+    functions(&root.join("src"), &mut known);
+    functions(&root.join("tests"), &mut known);
+    let text = std::fs::read_to_string(root.join("SECURITY.md")).unwrap();
+    let (_, promises) = text.split_once("## What perch promises").unwrap();
+    let (promises, _) = promises.split_once("\n## ").unwrap();
+    let promises: Vec<&str> = promises.split("\n- ").skip(1).collect();
+
+    let mut wrong = Vec::new();
+    for promise in &promises {
+        let tests = promise.rsplit_once('[').map_or("", |(_, rest)| rest.split(']').next().unwrap());
+        let named: Vec<&str> = tests.split('`').skip(1).step_by(2).collect();
+        let title = promise.lines().next().unwrap();
+        wrong.extend(named.iter().filter(|t| !known.contains(**t)).map(|t| format!("{title}: no test {t}")));
+        if named.is_empty() {
+            wrong.push(format!("{title}: no test at all"));
+        }
+    }
+
+    assert!(promises.len() > 15, "{}", promises.len());
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
 fn every_test_that_the_reliability_table_names_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut known = BTreeSet::new();

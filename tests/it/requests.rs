@@ -87,6 +87,16 @@ fn connect_and_trace_are_off() {
 }
 
 #[test]
+fn methods_in_lower_case_are_refused() {
+    let front = front();
+
+    for method in ["get", "head", "Trace", "x-own"] {
+        refused(&front, format!("{method} / HTTP/1.1\r\nhost: a\r\n\r\n"), 405, "method");
+    }
+    assert_eq!(front.send("M-SEARCH / HTTP/1.1\r\nhost: a").status, 200);
+}
+
+#[test]
 fn two_empty_lines_may_come_first_but_not_endlessly_many() {
     let front = front();
 
