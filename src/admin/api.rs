@@ -169,8 +169,8 @@ pub(super) async fn answer(
         Place::Version => json(StatusCode::OK, &json!({ "name": "perch", "version": env!("CARGO_PKG_VERSION") })),
         Place::Config => json(StatusCode::OK, &config::dump(&state.published.load().config)),
         Place::Services => aside(state, |state| json(StatusCode::OK, &services::all(state))).await,
-        Place::Service(name) => aside(state, move |state| found(&name, services::one(state, &name))).await,
-        Place::History(name) => rollout::shown_history(state, &name).unwrap_or_else(|| no_service(&name)),
+        Place::Service(name) => aside(state, move |state| found(state, &name, services::one(state, &name))).await,
+        Place::History(name) => rollout::shown_history(state, &name).unwrap_or_else(|| no_service(state, &name)),
         Place::WhatIf(name) => rollout::what_if(state, &name, head.uri.query().unwrap_or_default()).await,
         Place::Verb(name, kind) => {
             let token = state.published.load().config.admin.token.clone();
@@ -188,11 +188,11 @@ pub(super) async fn answer(
             Ok(query) => explained(state, &query),
             Err(message) => error(StatusCode::BAD_REQUEST, message),
         },
-        Place::HeavyClients(name) => aside(state, move |state| found(&name, heavy::of(state, &name))).await,
+        Place::HeavyClients(name) => aside(state, move |state| found(state, &name, heavy::of(state, &name))).await,
         Place::Recent(name) => {
             let snapshot = state.published.load();
             let course = services::find(&snapshot, &name).map(|s| state.live.recent.shape_of([&**s]));
-            found(&name, course)
+            found(state, &name, course)
         }
         Place::Events => stream(state, head.extensions.get()),
         Place::OpenApi => plain(StatusCode::OK, JSON, OPENAPI),
@@ -225,10 +225,10 @@ fn stream(state: &AdminState, line: Option<&Arc<events::Line>>) -> Answer {
     Response::from_parts(head, Either::Right(stream))
 }
 
-fn found(name: &str, what: Option<impl Serialize>) -> Answer {
+fn found(state: &AdminState, name: &str, what: Option<impl Serialize>) -> Answer {
     match what {
         Some(what) => json(StatusCode::OK, &what),
-        None => no_service(name),
+        None => no_service(state, name),
     }
 }
 
@@ -283,8 +283,11 @@ async fn read(body: Incoming) -> Result<Bytes, Refusal> {
     }
 }
 
-fn no_service(name: &str) -> Answer {
-    error(StatusCode::NOT_FOUND, format!("there is no service `{name}`; GET /api/v1/services lists them"))
+fn no_service(state: &AdminState, name: &str) -> Answer {
+    let snapshot = state.published.load();
+    let known: Vec<String> = snapshot.services.iter().map(|s| format!("`{}`", s.name)).collect();
+    let known = known.join(", ");
+    error(StatusCode::NOT_FOUND, format!("there is no service `{name}`; the services are {known}"))
 }
 
 fn refused(Refusal(status, message): Refusal) -> Answer {

@@ -152,10 +152,15 @@ fn introduce(options: &Options, plan: &Plan, text: &str) -> std::io::Result<()> 
     for command in plan.commands() {
         writeln!(out, "  {command}")?;
     }
+    let perch = std::env::args().next().unwrap_or_else(|| "perch".into());
     if let Some(proof) = plan.proof() {
-        let perch = std::env::args().next().unwrap_or_else(|| "perch".into());
         writeln!(out, "{}\n  {perch} {proof}", paint.bold("Prove the split"))?;
     }
+    writeln!(out, "{} (with users to judge by, each line in a terminal of its own)", paint.bold("Roll out"))?;
+    for arguments in plan.rollout() {
+        writeln!(out, "  {perch} {arguments}")?;
+    }
+    writeln!(out, "{} in a browser\n  {}", paint.bold("Watch it, and do the same"), plan.dashboard())?;
     writeln!(out)?;
     out.flush()
 }

@@ -127,7 +127,6 @@ struct Drain {
     clients_left: usize,
 }
 
-/// What every version of the API says of it; the guard's own figures are in the JSON.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Ramp {
@@ -139,6 +138,25 @@ struct Ramp {
     hold_left_seconds: Option<f64>,
     #[serde(default)]
     why: Option<String>,
+    guard: Option<Guard>,
+}
+
+/// What it compared in this step; the single tests are in the JSON.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Guard {
+    requests: Sides<u64>,
+    errors: Sides<u64>,
+    p99: Sides<Option<f64>>,
+    /// None when it is beyond what numbers can say.
+    e_value: Option<f64>,
+    abort_at: f64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Sides<T> {
+    canary: T,
+    stable: T,
 }
 
 /// Runs it.
@@ -331,13 +349,33 @@ impl Rollout {
                 all => format!(", step {} of {all}", (ramp.step + 1).min(all as u64)),
             };
             let left = match ramp.hold_left_seconds {
-                Some(seconds) if seconds > 0.0 => format!(", {} s of its hold left", rounded(seconds)),
+                Some(seconds) if seconds > 0.0 && ramp.state != "aborted" => {
+                    format!(
+                        ", {} of its hold left",
+                        span(Duration::try_from_secs_f64(seconds).unwrap_or_default().as_secs())
+                    )
+                }
                 _ => String::new(),
             };
             let why = ramp.why.as_ref().filter(|w| !w.is_empty()).map(|w| format!(": {w}")).unwrap_or_default();
             notes.push(format!("ramp {}{step}{left}{why}", ramp.state));
+            notes.extend(ramp.guard.as_ref().filter(|_| ramp.state != "done").map(Guard::text));
         }
         notes
+    }
+}
+
+impl Guard {
+    fn text(&self) -> String {
+        let side = |name: &str, failed: u64, of: u64, p99: Option<f64>| {
+            let p99 = p99.map(|p99| format!(" (p99 {})", milliseconds(p99))).unwrap_or_default();
+            format!("{name} failed {failed} of {of}{p99}")
+        };
+        let Self { requests, errors, p99, e_value, abort_at } = self;
+        let canary = side("canary", errors.canary, requests.canary, p99.canary);
+        let evidence = e_value.map_or_else(|| "overwhelming".to_owned(), rounded);
+        let stable = side("stable", errors.stable, requests.stable, p99.stable);
+        format!("in this step {canary}, {stable}; evidence {evidence}, {} aborts", rounded(*abort_at))
     }
 }
 
@@ -359,6 +397,31 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_ramp_is_its_step_and_what_the_guard_compared() {
+        let ramp = json!({
+            "state": "running", "step": 1, "steps": [{}, {}, {}], "holdLeftSeconds": 170.4, "why": "",
+            "guard": {
+                "requests": {"canary": 2587, "stable": 7647}, "errors": {"canary": 3, "stable": 10},
+                "p99": {"canary": 0.0261, "stable": null}, "eValue": 0.164, "abortAt": 100.0,
+            },
+        });
+        let rollout = json!({
+            "revision": 3, "sequence": 9, "stable": "stable", "source": "verbs", "paused": null, "fileWeights": {},
+            "waiting": null, "drains": [], "ramp": ramp,
+        });
+
+        let notes = Rollout::deserialize(&rollout).unwrap().notes(0);
+
+        assert_eq!(
+            notes,
+            [
+                "ramp running, step 2 of 3, 2m 50s of its hold left",
+                "in this step canary failed 3 of 2587 (p99 26.1 ms), stable failed 10 of 7647; evidence 0.16, 100 aborts",
+            ]
+        );
+    }
 
     #[test]
     fn a_service_is_a_line_its_notes_and_a_table() {

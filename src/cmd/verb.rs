@@ -155,7 +155,8 @@ impl Change {
         if self.connection.is_json() {
             print(&format!("{body:#}\n"))?;
         }
-        if error.is_conflict() {
+        // Other conflicts say themselves what is in the way.
+        if error.is_conflict() && self.generation.is_some() {
             bail!("{message}\n`perch status {service}` shows what there is now");
         }
         bail!("{message}")
@@ -171,6 +172,8 @@ impl Outcome {
         line(match (self.dry_run, self.changed) {
             (_, false) => format!("{service}: {verb} has nothing to do"),
             (true, true) => format!("{service}: {verb} would do this (dry run)"),
+            // The first of its steps, not the last.
+            (false, true) if verb == "ramp" => format!("{service}: ramp begun"),
             (false, true) => format!("{service}: {verb} done"),
         });
         let mut table = Table::new(&["VERSION", "WEIGHT", "SHARE"]);

@@ -40,14 +40,19 @@ pub enum ReweighError {
     Twice(String),
     #[error("shares and plain weights are mixed; write all with % or all without")]
     Mixed,
-    #[error("the shares add up to {0:.4}%, more than 100%; lower one of them")]
+    #[error("the shares add up to {}%, more than 100%; lower one of them", short(*.0))]
     Over(f64),
-    #[error("the shares add up to {0:.4}% and no other version is left for the rest; make them 100%")]
+    #[error("the shares add up to {}% and no other version is left for the rest; make them 100%", short(*.0))]
     Short(f64),
     #[error("all weights would be 0, so nobody could be served; close the service if you mean that")]
     AllZero,
     #[error("the weights would be too far apart to keep the others' ratios; set plain weights instead")]
     TooFarApart,
+}
+
+/// For a person: no more digits than were written.
+fn short(percent: f64) -> f64 {
+    (percent * 1e4).round() / 1e4
 }
 
 impl Amount {

@@ -86,7 +86,29 @@ impl Plan {
             format!("load {url} --clients 1000 --requests 5 --expect canary={}% --insecure", self.canary_percent)
         })
     }
+
+    /// The dashboard's address, for a browser.
+    #[must_use]
+    pub fn dashboard(&self) -> String {
+        format!("http://127.0.0.1:{}/", self.admin)
+    }
+
+    /// Arguments of perch that change the split: users to judge by, a look, a weight, a guarded ramp.
+    #[must_use]
+    pub fn rollout(&self) -> [String; 4] {
+        let admin =
+            if self.admin == USUAL_ADMIN { String::new() } else { format!(" --admin http://127.0.0.1:{}", self.admin) };
+        [
+            format!("load https://127.0.0.1:{}/ --insecure --rate 100 --duration 3m", self.https),
+            format!("status hello -w{admin}"),
+            format!("set-weight hello canary=20% --dry-run{admin}"),
+            format!("promote hello --guarded --wait{admin}"),
+        ]
+    }
 }
+
+/// Where perch's admin listener is when nobody says otherwise.
+const USUAL_ADMIN: u16 = 9900;
 
 /// The wanted port on 127.0.0.1, or the next free one after it; any for 0. `except` is spoken for already.
 ///

@@ -191,6 +191,14 @@ fn a_failing_canary_is_aborted_by_itself_and_a_webhook_told() {
     eventually(PATIENCE, || hook.count() > 0);
     let told = hook.last();
     assert_eq!(told.start_line(), "POST /ramp HTTP/1.1");
+    let told: Value = serde_json::from_slice(&told.body).unwrap();
+    assert_eq!(
+        (&told["event"], &told["service"], &told["canary"]),
+        (&json!("aborted"), &json!("app"), &json!("canary"))
+    );
+    assert_eq!((&told["step"], &told["why"]), (&json!(0), &aborted["why"]));
+    assert!(told["guard"]["errors"]["canary"].as_u64() > Some(0), "{told}");
+    assert!(perch.stderr().contains("Aborted a ramp"), "the log says it, too: {}", perch.stderr());
 }
 
 #[test]

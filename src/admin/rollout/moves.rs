@@ -43,7 +43,7 @@ pub(in crate::admin) fn moves(pins: &Pins, before: &Service, after: &Service, no
         let all: f64 = (0..before.versions.len()).map(rate).sum();
         let shares = |s: &Service, v: usize| s.policy.split.share(v);
         let lost = (0..before.versions.len()).map(|v| (shares(before, v) - shares(after, v)).max(0.0));
-        return Moves { requests_per_second: all * lost.sum::<f64>(), ..Moves::default() };
+        return Moves { requests_per_second: all * lost.fold(0.0, |all, lost| all + lost), ..Moves::default() };
     };
     let usable: Vec<bool> =
         after.versions.iter().map(|v| v.endpoints.iter().any(|e| e.health.is_usable(now))).collect();
@@ -72,7 +72,10 @@ pub(in crate::admin) fn moves(pins: &Pins, before: &Service, after: &Service, no
     Moves {
         clients: pairs.values().sum(),
         of_clients,
-        requests_per_second: pairs.iter().map(|((from, _), n)| rate(*from) * *n as f64 / all_of(*from)).sum(),
+        // Not sum(): of nothing that is -0, and people would see the sign.
+        requests_per_second: pairs
+            .iter()
+            .fold(0.0, |all, ((from, _), n)| all + rate(*from) * *n as f64 / all_of(*from)),
         between: pairs
             .iter()
             .map(|((from, to), clients)| Between { from: name(*from), to: name(*to), clients: *clients })

@@ -63,9 +63,12 @@ impl Shape {
         // It walks the whole pin table, and is of no use while nobody is held.
         let is_held = holds.iter().any(|hold| !matches!(hold, Hold::None));
         let left = if is_held { clients_left(&state.pins, service, now) } else { vec![0; holds.len()] };
-        let drains = std::iter::zip(&service.versions, holds).zip(&left).filter_map(|((version, hold), clients)| {
+        let versions = service.versions.iter().enumerate();
+        let drains = versions.zip(holds).zip(&left).filter_map(|(((i, version), hold), clients)| {
             let deadline_seconds = match hold {
                 Hold::None => return None,
+                // It has everybody again: there is nobody to hold.
+                Hold::Until(_) if service.policy.split.share(i) >= 1.0 => return None,
                 Hold::Until(deadline) => Some(deadline.saturating_sub(now).div_ceil(1000)),
                 Hold::Frozen => None,
             };

@@ -11,6 +11,7 @@ mod query;
 mod real;
 mod relay;
 mod replicas;
+mod rolling;
 mod rotation;
 mod scale;
 mod traffic;
