@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
@@ -30,16 +30,24 @@ use crate::proxy::workers::Workers;
 use crate::readiness::Readiness;
 use crate::state::clock::Clock;
 use crate::state::heartbeat::Heartbeats;
+use crate::state::inheritance::take_pins;
 use crate::state::pins::Pins;
 
 use self::prepare::{Open, bind_admin, bind_first, read_certificates, read_endpoints_tls, watched};
 use self::supervisor::Supervisor;
+use self::upgrade::Phase;
 
 mod given;
+pub mod notify;
 mod prepare;
 mod supervisor;
+mod upgrade;
 
 pub use self::given::{BadDescriptor, Given};
+pub use self::upgrade::{NoPredecessor, Predecessor};
+
+/// How often a process that takes over looks whether it is ready.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// For a Lease; without an answer of the API server it expires.
 const GIVE_BACK: Duration = Duration::from_secs(1);
@@ -74,10 +82,26 @@ pub struct Running {
     pub state: AdminState,
     orders: mpsc::UnboundedSender<Order>,
     thread: JoinHandle<()>,
+    phase: watch::Receiver<Phase>,
+    /// Until it is told that this process serves, and what to do when it is gone.
+    predecessor: Mutex<Option<Predecessor>>,
+    before_is_gone: CancellationToken,
+}
+
+/// What a process finds when it starts.
+#[derive(Debug, Default)]
+pub struct Origin {
+    /// The cluster to follow where the configuration says so.
+    pub cluster: kubernetes::Options,
+    /// Sockets that are open already.
+    pub given: Given,
+    /// The perch to take over from.
+    pub predecessor: Option<Predecessor>,
 }
 
 enum Order {
     Reload,
+    Upgrade,
     Drain { with_delay: bool, done: oneshot::Sender<Drained> },
 }
 
@@ -93,19 +117,15 @@ pub struct Drained {
 /// # Errors
 /// With every problem found; nothing listens then.
 pub fn start(loaded: Loaded, file: Option<PathBuf>) -> Result<Running, StartError> {
-    start_with(loaded, file, kubernetes::Options::default(), Given::default())
+    start_with(loaded, file, Origin::default())
 }
 
-/// As [`start`], with a cluster to follow where the configuration says so, and sockets that are open already.
+/// As [`start`], with what the process finds.
 ///
 /// # Errors
 /// See [`start`].
-pub fn start_with(
-    loaded: Loaded,
-    file: Option<PathBuf>,
-    cluster: kubernetes::Options,
-    mut given: Given,
-) -> Result<Running, StartError> {
+pub fn start_with(loaded: Loaded, file: Option<PathBuf>, origin: Origin) -> Result<Running, StartError> {
+    let Origin { cluster, mut given, mut predecessor } = origin;
     let Loaded { config, warnings, places } = loaded;
     for warning in warnings {
         warn!("{warning}");
@@ -120,8 +140,10 @@ pub fn start_with(
         bound.push((listener.name.clone(), bind_first(position, listener, count, &places, &mut given)?));
     }
     given.close_rest();
+    let admin_asked = config.admin.address;
+    let left = predecessor.as_mut().map(Predecessor::prepared).unwrap_or_default();
 
-    let clock = Clock::start();
+    let clock = predecessor.as_ref().map_or_else(Clock::start, |before| before.clock);
     let pins = Arc::new(Pins::new(config.pins.max_entries));
     let control_runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let watch = {
@@ -135,8 +157,10 @@ pub fn start_with(
         .then(|| readiness.wait_for("kubernetes"));
     let (store, rollouts, shared_state) = match &config.shared_state {
         None => {
-            let (store, rollouts) = store::open(config.state_dir.as_deref())?;
-            (store, rollouts, None)
+            let (store, stored) = store::open(config.state_dir.as_deref())?;
+            // What the perch before had in force counts, stored or not.
+            let before = &left.inheritance.rollouts;
+            (store, if before.sequence > stored.sequence { before.clone() } else { stored }, None)
         }
         Some(state) => {
             let opened = control_runtime.block_on(kubernetes::state::open(&cluster, state))?;
@@ -146,7 +170,7 @@ pub fn start_with(
             (store, rollouts, Some(shared))
         }
     };
-    let start = Writer::start_with(config, clock, pins.clone(), store, rollouts);
+    let start = Writer::start_with(config, clock, pins.clone(), store, rollouts, left.inheritance.clone());
     let (mut writer, control) = control_runtime.block_on(start)?;
     writer.remember(known)?;
     metrics::start();
@@ -163,18 +187,10 @@ pub fn start_with(
     });
     let workers = Workers::start(count, &shared)?;
 
-    let mut listeners = BTreeMap::new();
-    let mut addresses = Vec::new();
-    for ((listener, tls), (name, bound)) in listener_configs.iter().zip(tls).zip(bound) {
-        addresses.push((name.clone(), bound.address));
-        info!(listener = %name, address = %bound.address, tls = tls.is_some(), "Listening.");
-        listeners.insert(name.clone(), Open { asked: listener.address, bound: bound.address, tls: tls.clone() });
-        workers.listen(&name, bound, tls.as_ref());
-    }
     readiness.reload_succeeded(SystemTime::now());
     let state = AdminState {
         published: control.published().clone(),
-        pins,
+        pins: pins.clone(),
         clock,
         readiness: readiness.clone(),
         control: control.clone(),
@@ -182,24 +198,16 @@ pub fn start_with(
         live: admin::Live::default(),
     };
     let admin = admin_socket.local_addr()?;
+    let admin_again = admin_socket.try_clone()?;
     let (orders, receiver) = mpsc::unbounded_channel();
     let (ask, questions) = kubernetes::channel();
-    let supervisor = Supervisor {
-        file,
-        watch,
-        control: control.clone(),
-        cluster: ask,
-        workers,
-        listeners,
-        readiness,
-        shared,
-        access_log,
-    };
-    supervisor.show_certificates();
+    let (begin, begun) = oneshot::channel::<Supervisor>();
+    let (for_tasks, stop) = (control.clone(), CancellationToken::new());
+    let stopped = stop.clone();
     let admin_state = state.clone();
     let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
         control_runtime.block_on(async move {
-            let stop = CancellationToken::new();
+            let (control, stop) = (for_tasks, stopped);
             // Alone, this replica leads.
             let (lead, leads) = watch::channel(shared_state.is_none());
             let (followed, is_over) = (control.clone(), stop.clone());
@@ -214,13 +222,15 @@ pub fn start_with(
                 tokio::spawn(checks::run(control.clone(), endpoints_tls)),
                 tokio::spawn(panic::run(control.clone(), clock)),
                 tokio::spawn(resolve::run(control.clone())),
-                tokio::spawn(ramp::run(control.clone(), clock, leads)),
+                tokio::spawn(while_it_may(stop.clone(), ramp::run(control.clone(), clock, leads))),
                 tokio::spawn(kubernetes::run(control, cluster, clock, first_picture, questions)),
             ];
-            let admin = tokio::spawn(admin::serve(admin_socket, admin_state, stop.clone()));
-            supervisor.run(receiver).await;
-            stop.cancel();
-            admin.await.ok();
+            if let Ok(supervisor) = begun.await {
+                let admin = tokio::spawn(admin::serve(admin_socket, admin_state, stop.clone()));
+                supervisor.run(receiver).await;
+                stop.cancel();
+                admin.await.ok();
+            }
             // The Lease is given back, so that another leads at once.
             tokio::time::timeout(GIVE_BACK, sharing).await.ok();
             for task in tasks {
@@ -228,13 +238,97 @@ pub fn start_with(
             }
         });
     })?;
-    Ok(Running { listeners: addresses, admin, state, orders, thread })
+
+    if predecessor.is_some() {
+        // The other one serves meanwhile, and ends this process when it takes too long.
+        while !readiness.is_ready() && !thread.is_finished() {
+            std::thread::sleep(LOOK);
+        }
+        take_pins(&pins, &left.pins, &left.inheritance, &control.snapshot());
+        state.live.inherit(&left.metrics);
+    }
+    let mut listeners = BTreeMap::new();
+    let mut addresses = Vec::new();
+    for ((listener, tls), (name, bound)) in listener_configs.iter().zip(tls).zip(bound) {
+        addresses.push((name.clone(), bound.address));
+        info!(listener = %name, address = %bound.address, tls = tls.is_some(), "Listening.");
+        listeners.insert(name.clone(), Open { asked: listener.address, bound: bound.address, tls: tls.clone() });
+        workers.listen(&name, bound, tls.as_ref());
+    }
+    let (phase, phases) = watch::channel(Phase::Serving);
+    let before_is_gone = CancellationToken::new();
+    let supervisor = Supervisor {
+        file,
+        watch,
+        control,
+        cluster: ask,
+        workers,
+        listeners,
+        readiness,
+        shared,
+        access_log,
+        state: state.clone(),
+        admin_socket: Some(admin_again),
+        admin_asked,
+        stop,
+        phase,
+        before_is_gone: before_is_gone.clone(),
+    };
+    supervisor.show_certificates();
+    // A control thread that has died already is seen by whoever asks it for something.
+    begin.send(supervisor).ok();
+    let predecessor = Mutex::new(predecessor);
+    Ok(Running { listeners: addresses, admin, state, orders, thread, phase: phases, predecessor, before_is_gone })
+}
+
+/// Until another perch does it.
+async fn while_it_may(stop: CancellationToken, work: impl Future<Output = ()>) {
+    stop.run_until_cancelled(work).await;
 }
 
 impl Running {
     /// Reads the configuration again.
     pub fn reload(&self) {
         self.order(Order::Reload);
+    }
+
+    /// Another perch is to take over.
+    pub fn upgrade(&self) {
+        self.order(Order::Upgrade);
+    }
+
+    /// This process serves, and can be asked for all that it does: the perch that it takes over from may drain.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn ready(&self) -> io::Result<()> {
+        let before = self.predecessor.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (live, is_gone) = (self.state.live.clone(), self.before_is_gone.clone());
+        let Some(before) = before else {
+            is_gone.cancel();
+            return Ok(());
+        };
+        std::thread::Builder::new().name("predecessor".to_owned()).spawn(move || {
+            before.ready(&live);
+            is_gone.cancel();
+        })?;
+        Ok(())
+    }
+
+    /// Ready when another perch has taken over.
+    pub async fn is_taken_over(&self) {
+        if self.phase.clone().wait_for(|phase| *phase != Phase::Serving).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// How the drain that follows on [`Self::is_taken_over`] ended.
+    pub async fn left(&self) -> Drained {
+        let mut phase = self.phase.clone();
+        match phase.wait_for(|phase| matches!(phase, Phase::Left(_))).await.as_deref() {
+            Ok(Phase::Left(drained)) => *drained,
+            Ok(Phase::Serving | Phase::TakenOver) | Err(_) => Drained { cut: 0 },
+        }
     }
 
     /// Drains and stops; ready when done. `with_delay` keeps accepting for `drain.delay` first.

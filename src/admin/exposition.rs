@@ -18,7 +18,7 @@ pub(super) fn render(state: &AdminState) -> String {
     let mut text = Text(metrics::handle().render());
     picture(&mut text, state);
     process(&mut text);
-    text.0
+    state.live.inherited.add_to(text.0)
 }
 
 fn picture(text: &mut Text, state: &AdminState) {

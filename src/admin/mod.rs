@@ -32,6 +32,7 @@ pub mod explain;
 mod exposition;
 mod guard;
 mod heavy;
+mod inherited;
 mod page;
 mod process;
 mod query;
@@ -40,6 +41,7 @@ mod rollout;
 mod services;
 
 use self::events::{Events, Line};
+use self::inherited::Inherited;
 use self::process::IsLoopback;
 use self::recent::Recent;
 
@@ -61,6 +63,20 @@ pub struct Live {
     recent: Arc<Recent>,
     events: Arc<Events>,
     is_loopback: Arc<IsLoopback>,
+    inherited: Arc<Inherited>,
+}
+
+impl Live {
+    /// What the perch that this one took over from counted, as its `/metrics` says it: added to this one's counters.
+    pub fn inherit(&self, metrics: &str) {
+        self.inherited.set(metrics);
+    }
+}
+
+/// What `/metrics` says.
+#[must_use]
+pub fn metrics_text(state: &AdminState) -> String {
+    exposition::render(state)
 }
 
 /// A few scrapers, probes and people, with room for a burst; the rest waits in the backlog.

@@ -12,7 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::INVALID_CONFIG;
 use crate::config;
 use crate::control::kubernetes;
-use crate::runtime::{self, Given, Running, StartError};
+use crate::runtime::{self, Given, Origin, Predecessor, Running, StartError, notify};
 
 /// Run the proxy
 ///
@@ -20,10 +20,15 @@ use crate::runtime::{self, Given, Running, StartError};
 /// at most drain.deadline); INT drains without the delay; a second TERM or INT ends at once; HUP reloads the file.
 /// A changed file or certificate is taken over by itself; a bad one keeps what serves.
 ///
+/// USR2 upgrades: the program that is at this one's path now is started with the same arguments, gets the listening
+/// sockets, counters, the state of rollouts and who is pinned where, and once it serves this one drains and ends. When
+/// it does not get ready within 30s, it is ended and this one goes on. Refused as process 1: replace the container.
+/// NOTIFY_SOCKET (systemd, Type=notify) is told READY, MAINPID and STOPPING.
+///
 /// A listener whose address a socket of LISTEN_FDS has (systemd's ListenStream=) uses that socket: it stays open when
 /// perch is restarted, and who connects meanwhile waits instead of being refused.
 ///
-/// Exit codes: 0 drained, 1 failed or cut by the drain's deadline, 2 usage, 3 invalid configuration, 130 ended at once.
+/// Exit codes: 0 drained (after an upgrade too), 1 failed or cut by the drain's deadline, 2 usage, 3 invalid configuration, 130 ended at once.
 #[derive(Debug, Args)]
 pub struct Options {
     /// The configuration; `config/perch.yaml` in the repository shows every key
@@ -73,6 +78,10 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     start_log(&options)?;
     raise_open_files();
     crate::metrics::count_panics();
+    let (given, predecessor) = match Predecessor::meet()? {
+        Some((predecessor, given)) => (given, Some(predecessor)),
+        None => (Given::from_environment()?, None),
+    };
     let loaded = match config::load(&options.config) {
         Ok(loaded) => loaded,
         Err(invalid) => return Ok(refuse(&invalid)),
@@ -82,8 +91,8 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         cache: options.snapshot_cache.clone(),
         watch: options.watch_timeout,
     };
-    let given = Given::from_environment()?;
-    let running = match runtime::start_with(loaded, Some(options.config.clone()), cluster, given) {
+    let origin = Origin { cluster, given, predecessor };
+    let running = match runtime::start_with(loaded, Some(options.config.clone()), origin) {
         Ok(running) => running,
         Err(StartError::Invalid(invalid)) => return Ok(refuse(&invalid)),
         Err(error) => return Err(error.into()),
@@ -96,6 +105,8 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         if let Some(file) = &options.announce {
             announce(&running, file).with_context(|| format!("--announce {}: can't be written", file.display()))?;
         }
+        running.ready()?;
+        notify::tell(notify::READY);
         follow(&running, signals).await
     })
 }
@@ -155,6 +166,7 @@ struct Signals {
     term: Signal,
     int: Signal,
     hup: Signal,
+    usr2: Signal,
 }
 
 impl Signals {
@@ -163,6 +175,7 @@ impl Signals {
             term: signal(SignalKind::terminate())?,
             int: signal(SignalKind::interrupt())?,
             hup: signal(SignalKind::hangup())?,
+            usr2: signal(SignalKind::user_defined2())?,
         })
     }
 
@@ -173,15 +186,25 @@ impl Signals {
                 _ = self.term.recv() => return true,
                 _ = self.int.recv() => return false,
                 _ = self.hup.recv() => running.reload(),
+                _ = self.usr2.recv() => running.upgrade(),
             }
         }
     }
 }
 
 async fn follow(running: &Running, mut signals: Signals) -> anyhow::Result<ExitCode> {
-    let with_delay = signals.ending(running).await;
+    let ends = tokio::select! {
+        with_delay = signals.ending(running) => Some(with_delay),
+        () = running.is_taken_over() => None,
+    };
+    let drain = async {
+        match ends {
+            Some(with_delay) => running.drain(with_delay).await,
+            None => running.left().await,
+        }
+    };
     tokio::select! {
-        drained = running.drain(with_delay) => {
+        drained = drain => {
             Ok(if drained.cut == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         _ = signals.ending(running) => {

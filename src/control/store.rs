@@ -69,6 +69,14 @@ impl Store {
         }
     }
 
+    /// Lets another perch open it, until the next [`Self::save`].
+    pub(super) fn let_go(&self) {
+        match self {
+            Self::File(file) => file.let_go(),
+            Self::ConfigMap(_) | Self::Memory => {}
+        }
+    }
+
     /// Returns when the document is safe.
     ///
     /// # Errors

@@ -23,12 +23,18 @@ use crate::config::{Affinity, Config};
 use crate::decide::rollout::Rollouts;
 use crate::metrics::TICK;
 use crate::state::clock::Clock;
+use crate::state::inheritance::Inheritance;
 use crate::state::model::{BuildError, Change, ChangeError, ClusterNews, HostPort, Model, Names};
 use crate::state::pins::Pins;
 use crate::state::publish::Published;
 use crate::state::snapshot::{Endpoint, EndpointId, Service, ServiceId, Snapshot};
 
 mod changes;
+mod control;
+mod standstill;
+
+use self::standstill::Standing;
+pub use self::standstill::Standstill;
 
 /// From the first change to its publication. Not from the last one: under a storm there is no last one.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -79,6 +85,7 @@ pub struct Writer {
     /// Services that pins were told the timeout of.
     remembered: HashSet<ServiceId>,
     ticks: u32,
+    standstill: Standing,
 }
 
 #[derive(Debug)]
@@ -99,6 +106,9 @@ enum Command {
     },
     Adopt {
         rollouts: Box<Rollouts>,
+    },
+    StandStill {
+        answer: oneshot::Sender<Standstill>,
     },
     Change {
         change: Box<Change>,
@@ -134,125 +144,18 @@ pub enum ControlError {
     Stopped,
 }
 
-impl Control {
-    /// Takes over a configuration and returns the snapshot with it. Names that are new are looked up before, for two
-    /// seconds at most.
-    ///
-    /// # Errors
-    /// When no snapshot can be built of it (the last good one stays), or perch is stopping.
-    pub async fn configure(&self, config: Config) -> Result<Arc<Snapshot>, ControlError> {
-        self.configure_with(config, ClusterNews::default()).await
-    }
-
-    /// As [`Self::configure`], with what a cluster says of it.
-    ///
-    /// # Errors
-    /// See [`Self::configure`].
-    pub async fn configure_with(&self, config: Config, news: ClusterNews) -> Result<Arc<Snapshot>, ControlError> {
-        let known: HashSet<HostPort> = self.published.load().config.host_ports().collect();
-        let new = config.host_ports().filter(|name| !known.contains(name)).collect();
-        let names = resolve::first(new, RESOLVE_FIRST).await;
-        let (answer, answered) = oneshot::channel();
-        self.send(Command::Configure { config: Box::new(config), names, news, answer }).await?;
-        Ok(answered.await.map_err(|_| ControlError::Stopped)??)
-    }
-
-    /// Does a verb: stored and in force when this returns. A dry run only tells what it would do.
-    ///
-    /// # Errors
-    /// When it can't be done ([`ChangeError`], a conflict among them) or not be stored, or perch is stopping.
-    pub async fn change(&self, change: Change, is_dry: bool) -> Result<Done, ControlError> {
-        let (answer, answered) = oneshot::channel();
-        self.send(Command::Change { change: Box::new(change), is_dry, answer }).await?;
-        answered.await.map_err(|_| ControlError::Stopped)?
-    }
-
-    /// A document that another perch wrote. An older one than ours changes nothing.
-    ///
-    /// # Errors
-    /// When perch is stopping.
-    pub async fn adopt(&self, rollouts: Rollouts) -> Result<(), ControlError> {
-        self.send(Command::Adopt { rollouts: Box::new(rollouts) }).await
-    }
-
-    /// What a name resolved to. An empty answer changes nothing.
-    ///
-    /// # Errors
-    /// When perch is stopping.
-    pub async fn resolved(&self, name: HostPort, addresses: Vec<SocketAddr>) -> Result<(), ControlError> {
-        self.send(Command::Resolved { name, addresses }).await
-    }
-
-    /// What a cluster says now.
-    ///
-    /// # Errors
-    /// When perch is stopping.
-    pub async fn discovered(&self, news: ClusterNews) -> Result<(), ControlError> {
-        self.send(Command::Discovered { news, answer: None }).await
-    }
-
-    /// As [`Self::discovered`], published when it returns.
-    ///
-    /// # Errors
-    /// When perch is stopping.
-    pub async fn discovered_now(&self, news: ClusterNews) -> Result<(), ControlError> {
-        let (answer, answered) = oneshot::channel();
-        self.send(Command::Discovered { news, answer: Some(answer) }).await?;
-        answered.await.map_err(|_| ControlError::Stopped)
-    }
-
-    /// The current snapshot.
-    #[must_use]
-    pub fn snapshot(&self) -> Arc<Snapshot> {
-        self.published.load()
-    }
-
-    /// Where readers find it.
-    #[must_use]
-    pub fn published(&self) -> &Published {
-        &self.published
-    }
-
-    /// The replicas of this installation.
-    #[must_use]
-    pub fn replicas(&self) -> &Replicas {
-        &self.replicas
-    }
-
-    /// The ramps that run here.
-    #[must_use]
-    pub fn ramps(&self) -> &Ramps {
-        &self.ramps
-    }
-
-    /// Changes with each publication.
-    #[must_use]
-    pub fn generations(&self) -> watch::Receiver<u64> {
-        self.generation.clone()
-    }
-
-    /// The writer has ended, which nobody asked it to while this handle is there: nothing can be changed any more.
-    #[must_use]
-    pub fn is_stopped(&self) -> bool {
-        self.commands.is_closed()
-    }
-
-    async fn send(&self, command: Command) -> Result<(), ControlError> {
-        self.commands.send(command).await.map_err(|_| ControlError::Stopped)
-    }
-}
-
 impl Writer {
     /// As [`Self::start_with`], of a perch that remembers no rollouts and keeps none.
     ///
     /// # Errors
     /// See [`BuildError`].
     pub async fn start(config: Config, clock: Clock, pins: Arc<Pins>) -> Result<(Self, Control), BuildError> {
-        Self::start_with(config, clock, pins, Store::Memory, Rollouts::default()).await
+        Self::start_with(config, clock, pins, Store::Memory, Rollouts::default(), Inheritance::default()).await
     }
 
     /// The first snapshot, published. Its names are looked up before, for two seconds at most; those that have no
-    /// address by then get it from the resolver. `rollouts` is what the store had.
+    /// address by then get it from the resolver. `rollouts` is what the store had; `inherited` is from the perch that this
+    /// one takes over from.
     ///
     /// # Errors
     /// See [`BuildError`].
@@ -262,10 +165,11 @@ impl Writer {
         pins: Arc<Pins>,
         store: Store,
         rollouts: Rollouts,
+        inherited: Inheritance,
     ) -> Result<(Self, Control), BuildError> {
         let names = resolve::first(config.host_ports().collect(), RESOLVE_FIRST).await;
         let stored = rollouts.sequence;
-        let model = Model::with_rollouts(config, names, rollouts, clock.moment())?;
+        let model = Model::inherit(config, names, rollouts, inherited, clock.moment())?;
         let published = Published::new(model.snapshot().clone());
         let (sender, commands) = mpsc::channel(COMMANDS);
         let (generation, follow) = watch::channel(model.snapshot().generation);
@@ -291,6 +195,7 @@ impl Writer {
             is_unsaved: false,
             remembered: HashSet::new(),
             ticks: 0,
+            standstill: Standing::No,
         };
         writer.publish();
         if stored > 0 {
@@ -330,12 +235,13 @@ impl Writer {
                 },
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.rebuild_due().await,
                 () = sleep_until(draining.unwrap_or_else(Instant::now)), if draining.is_some() => self.mark_draining(),
+                is_over = self.standstill.ended() => self.end_standstill(is_over).await,
                 _ = second.tick() => self.keep_house(),
             }
         }
     }
 
-    async fn obey(&mut self, command: Command) {
+    async fn obey_now(&mut self, command: Command) {
         match command {
             Command::Configure { config, names, news, answer } => {
                 // Kept even if the configuration is refused: it is what the cluster says.
@@ -369,6 +275,7 @@ impl Writer {
                 self.adopt(*rollouts);
                 self.keep_unsaved().await;
             }
+            Command::StandStill { answer } => self.stand_still(answer),
             Command::Change { change, is_dry, answer } => {
                 let done = if is_dry { self.try_out(&change) } else { self.change(&change).await };
                 tell(answer, done);

@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -36,6 +37,10 @@ enum Order {
     },
     Close {
         name: Arc<str>,
+    },
+    /// Every socket that is accepted from, once more.
+    Share {
+        with: oneshot::Sender<Vec<(Arc<str>, OwnedFd)>>,
     },
     /// Listeners close, connections end each at their own time within the spread; answered when none is left.
     Drain {
@@ -178,6 +183,18 @@ impl Workers {
         }
     }
 
+    /// The very sockets that the workers accept from, for another process to do so too, by listener.
+    pub async fn share(&self) -> Vec<(Arc<str>, OwnedFd)> {
+        let mut shared = Vec::new();
+        for worker in &self.orders {
+            let (with, given) = oneshot::channel();
+            order(worker, Order::Share { with });
+            // A worker that is gone has none.
+            shared.extend(given.await.unwrap_or_default());
+        }
+        shared
+    }
+
     /// Stops accepting, ends connections as their requests end, idle ones spread over `spread`. Ready when all are gone.
     pub async fn drain(&self, spread: Duration) {
         let mut waiting = Vec::new();
@@ -252,6 +269,11 @@ async fn run(worker: Rc<Worker>, mut orders: mpsc::UnboundedReceiver<Order>) {
                 let (closing, staying) = listening.drain(..).partition(|l| l.door.name == name);
                 listening = staying;
                 close(&worker, closing).await;
+            }
+            Some(Order::Share { with }) => {
+                let again = |l: &Listening| Some((l.door.name.clone(), l.socket.as_fd().try_clone_to_owned().ok()?));
+                // Whoever asked may have given up.
+                with.send(listening.iter().filter_map(again).collect()).ok();
             }
             Some(Order::Drain { spread, done }) => {
                 close(&worker, std::mem::take(&mut listening)).await;

@@ -2,18 +2,22 @@
 //!
 //! A reload is all or nothing. It knows every listener that is open, and nothing of requests.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::prepare::{Open, bind, read_certificates, read_endpoints_tls, watched};
-use super::{Drained, Order, StartError};
+use super::upgrade::Phase;
+use super::{Drained, Order, StartError, notify};
 use crate::access_log::AccessLog;
+use crate::admin::AdminState;
 use crate::config::{self, Config, Loaded};
 use crate::control::file::FileWatch;
 use crate::control::kubernetes;
@@ -35,6 +39,16 @@ pub(super) struct Supervisor {
     pub(super) readiness: Readiness,
     pub(super) shared: Arc<Shared>,
     pub(super) access_log: AccessLog,
+    /// What the admin listener shows.
+    pub(super) state: AdminState,
+    /// The admin listener's socket once more, for the perch that takes over; and its address as configured.
+    pub(super) admin_socket: Option<TcpListener>,
+    pub(super) admin_asked: SocketAddr,
+    /// Ends the admin listener and what only one perch may do.
+    pub(super) stop: CancellationToken,
+    pub(super) phase: watch::Sender<Phase>,
+    /// Nobody drains any more of whom this perch took over.
+    pub(super) before_is_gone: CancellationToken,
 }
 
 /// How often the workers are looked after.
@@ -45,13 +59,34 @@ impl Supervisor {
         let mut look = tokio::time::interval(LOOK_AFTER);
         // Not in a burst after a stop of the whole process: no worker could have beaten in between.
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut waiting = VecDeque::new();
         loop {
+            let next = async {
+                match waiting.pop_front() {
+                    Some(order) => Some(order),
+                    None => orders.recv().await,
+                }
+            };
             tokio::select! {
-                order = orders.recv() => match order {
+                order = next => match order {
                     None => return,
                     Some(Order::Reload) => self.reload().await,
+                    Some(Order::Upgrade) => {
+                        let (successor, meanwhile) = self.upgrade(&mut orders).await;
+                        if let Some(successor) = successor {
+                            let phase = self.phase.clone();
+                            let drained = self.leave(successor).await;
+                            phase.send_replace(Phase::Left(drained));
+                            return;
+                        }
+                        waiting.extend(meanwhile);
+                    }
                     Some(Order::Drain { with_delay, done }) => {
-                        let drained = self.drain(with_delay).await;
+                        notify::tell(notify::STOPPING);
+                        let rules = self.control.snapshot().config.drain;
+                        let (delay, spread) =
+                            if with_delay { (rules.delay, rules.spread) } else { (Duration::ZERO, Duration::ZERO) };
+                        let drained = self.drain(delay, spread).await;
                         self.access_log.flush(Duration::from_secs(1));
                         // Nobody may be waiting any more.
                         done.send(drained).ok();
@@ -210,16 +245,13 @@ impl Supervisor {
     }
 
     /// Not ready first, then no new connections, then none at all, or the deadline.
-    async fn drain(&self, with_delay: bool) -> Drained {
-        let rules = self.control.snapshot().config.drain;
-        let end = Instant::now() + rules.deadline;
+    pub(super) async fn drain(&self, delay: Duration, spread: Duration) -> Drained {
+        let deadline = self.control.snapshot().config.drain.deadline;
+        let end = Instant::now() + deadline;
         self.readiness.drain();
         let open = || self.shared.connections.load(std::sync::atomic::Ordering::Relaxed);
-        info!(connections = open(), deadline_s = rules.deadline.as_secs_f64(), "Draining.");
-        if with_delay {
-            tokio::time::sleep(rules.delay.min(rules.deadline)).await;
-        }
-        let spread = if with_delay { rules.spread } else { Duration::ZERO };
+        info!(connections = open(), deadline_s = deadline.as_secs_f64(), "Draining.");
+        tokio::time::sleep(delay.min(deadline)).await;
         let finished = tokio::time::timeout_at(end, self.workers.drain(spread)).await.is_ok();
         let cut = if finished { 0 } else { open() };
         if finished {

@@ -15,6 +15,13 @@ impl Clock {
         Self(Instant::now())
     }
 
+    /// Goes on from what another process's clock shows now.
+    #[must_use]
+    pub fn going_on(now: u64) -> Self {
+        let instant = Instant::now();
+        Self(instant.checked_sub(Duration::from_millis(now.saturating_sub(Self::LEAD))).unwrap_or(instant))
+    }
+
     /// What a clock shows when it starts: 0 stays free for "never".
     pub const LEAD: u64 = 1000;
 
@@ -32,7 +39,7 @@ impl Clock {
 }
 
 /// One moment on both clocks, in milliseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Moment {
     /// [`Clock::now`].
     pub clock: u64,

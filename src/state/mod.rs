@@ -7,6 +7,7 @@ pub mod decision;
 pub(crate) mod fixtures;
 pub mod health;
 pub mod heartbeat;
+pub mod inheritance;
 pub mod model;
 pub mod panic;
 pub mod pins;

@@ -15,6 +15,7 @@ pub use self::cluster::ClusterNews;
 use self::holds::Deadlines;
 use self::identities::Identities;
 use super::clock::Moment;
+use super::inheritance::Inheritance;
 use super::snapshot::{Endpoint, EndpointId, Listener, Service, ServiceId, Snapshot};
 use crate::config::{self, Config, EndpointAddress};
 use crate::decide::rollout::Rollouts;
@@ -43,6 +44,8 @@ pub struct Model {
     /// The generation that last moved clients of a service: what compare-and-set compares with.
     moved_at: HashMap<ServiceId, u64>,
     leaving: Vec<Arc<Endpoint>>,
+    /// For the first snapshot.
+    inherited: Inheritance,
 }
 
 /// No snapshot can be made of this.
@@ -76,9 +79,24 @@ impl Model {
         rollouts: Rollouts,
         now: impl Into<Moment>,
     ) -> Result<Self, BuildError> {
+        Self::inherit(config, names, rollouts, Inheritance::default(), now)
+    }
+
+    /// The same of a perch that takes over from another one: generations and epochs go on. `rollouts` are the ones that
+    /// count, whatever is in the inheritance.
+    ///
+    /// # Errors
+    /// See [`BuildError`].
+    pub fn inherit(
+        config: Config,
+        names: Names,
+        rollouts: Rollouts,
+        inherited: Inheritance,
+        now: impl Into<Moment>,
+    ) -> Result<Self, BuildError> {
         let now = now.into();
         let nothing = Snapshot {
-            generation: 0,
+            generation: inherited.generation,
             listeners: Vec::new(),
             services: Vec::new(),
             config: Arc::new(Config {
@@ -90,17 +108,33 @@ impl Model {
             rollouts: Arc::new(rollouts),
         };
         let mut model = Self {
-            deadlines: Deadlines::new(now, &nothing.rollouts),
+            deadlines: Deadlines::inherit(now, &nothing.rollouts, &inherited.drains),
             last: Arc::new(nothing),
             names,
             cluster: Cluster::default(),
             identities: Identities::default(),
             moved_at: HashMap::new(),
             leaving: Vec::new(),
+            inherited,
         };
         let rollouts = model.follow(&config, now);
         model.build(Arc::new(config), rollouts, now)?;
+        // A service that leaves and comes back begins anew.
+        let inherited = std::mem::take(&mut model.inherited);
+        for service in &model.last.services {
+            if let Some(before) = inherited.service(&service.name).filter(|b| b.epoch == service.epoch) {
+                model.moved_at.insert(service.id, before.moved_at);
+            }
+        }
         Ok(model)
+    }
+
+    /// What the next process needs to go on from here.
+    #[must_use]
+    pub fn inheritance(&self) -> Inheritance {
+        Inheritance::of(&self.last, self.deadlines.leave(), |service| {
+            self.moved_at.get(&service).copied().unwrap_or_default()
+        })
     }
 
     /// The last good snapshot.
@@ -205,6 +239,7 @@ impl Model {
                 rollout: rollouts.services.get(&*service.name).map(|r| &**r),
                 revision_before: self.last.rollouts.services.get(&*service.name).map(|r| r.revision()),
                 before: before.get(&*service.name).copied(),
+                inherited: self.inherited.service(&service.name),
                 names: &self.names,
                 cluster: &self.cluster,
                 deadlines: &self.deadlines,

@@ -24,7 +24,10 @@ use crate::decide::{ClientKey, Why};
 pub mod census;
 mod crowds;
 mod packed;
+mod raw;
 mod tally;
+
+pub use self::raw::Raw;
 
 /// What is remembered of a client.
 #[derive(Clone, Debug)]
@@ -196,7 +199,10 @@ impl Pins {
     pub fn keep(&self, service: ServiceId, key: ClientKey, pin: Pin, now: u64) {
         let key = PinKey::new(service, key);
         let (now, stored) = (seconds(now), Stored::new(pin));
-        let Some(mut known) = self.map.get_mut(&key) else { return self.insert(key, stored, now) };
+        let Some(mut known) = self.map.get_mut(&key) else {
+            let known = Known { key, requests: Tally::first(), used: AtomicU32::new(now) };
+            return self.insert(known, stored, now);
+        };
         known.key().used.store(now, Ordering::Relaxed);
         *known = stored;
     }
@@ -309,7 +315,8 @@ impl Pins {
     }
 
     /// A key that wasn't there a moment ago.
-    fn insert(&self, key: PinKey, stored: Stored, now: u32) {
+    fn insert(&self, new: Known, stored: Stored, now: u32) {
+        let key = new.key;
         let mut ring = lock(self.ring(key));
         if let Some(mut known) = self.map.get_mut(&key) {
             known.key().used.store(now, Ordering::Relaxed);
@@ -329,7 +336,7 @@ impl Pins {
             *seat = key;
         }
         self.crowds.add(key.neighbourhood());
-        self.map.insert(Known { key, requests: Tally::first(), used: AtomicU32::new(now) }, stored);
+        self.map.insert(new, stored);
     }
 
     /// Removes one pin of the ring for a newcomer and tells its place in the ring.

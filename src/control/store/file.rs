@@ -82,6 +82,10 @@ impl FileStore {
         Ok((store, rollouts))
     }
 
+    pub(super) fn let_go(&self) {
+        *guard(&self.lock) = None;
+    }
+
     pub(super) async fn save(&self, rollouts: &Rollouts) -> Result<(), StoreError> {
         let text = serde_json::to_vec_pretty(rollouts).map_err(|error| StoreError::Unwritable(error.to_string()))?;
         let (folder, lock) = (self.folder.clone(), self.lock.clone());

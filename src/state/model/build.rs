@@ -15,6 +15,7 @@ use crate::decide::places::Places;
 use crate::decide::rollout::Rollout;
 use crate::decide::{Hold, Policy, Recall, Salt, Split, Weight};
 use crate::state::health::{Health, RetryBudget};
+use crate::state::inheritance::Inherited;
 use crate::state::snapshot::{Endpoint, Service, Version};
 
 /// One service on its way into the next snapshot.
@@ -25,6 +26,8 @@ pub(super) struct ServiceBuild<'a> {
     /// The last revision that the snapshot before knew.
     pub(super) revision_before: Option<u64>,
     pub(super) before: Option<&'a Arc<Service>>,
+    /// What another process left of it.
+    pub(super) inherited: Option<&'a Inherited>,
     pub(super) names: &'a Names,
     pub(super) cluster: &'a Cluster,
     pub(super) deadlines: &'a Deadlines,
@@ -76,7 +79,10 @@ impl ServiceBuild<'_> {
             Some(before) => before.retry_budget.clone(),
             None => Arc::new(RetryBudget::new(&config.retries)),
         };
-        let epoch = before.map_or(1, |b| b.epoch.wrapping_add(u32::from(moves)));
+        let first = self.inherited.map_or(1, |i| i.epoch_of(config, &policy));
+        let epoch = before.map_or(first, |b| b.epoch.wrapping_add(u32::from(moves)));
+        // Of a service that goes on where another process left it.
+        let inherited = self.inherited.filter(|i| before.is_none() && i.epoch == epoch);
         let is_abort = moves && self.rollout.zip(self.revision_before).is_some_and(|(r, b)| r.was_aborted_since(b));
         Ok(Arc::new(Service {
             id,
@@ -84,8 +90,8 @@ impl ServiceBuild<'_> {
             config: config.clone(),
             policy,
             epoch,
-            aborted: if is_abort { epoch } else { before.map_or(0, |b| b.aborted) },
-            turned: before.filter(|_| !turns).map_or(epoch, |b| b.turned),
+            aborted: if is_abort { epoch } else { before.map_or(inherited.map_or(0, |i| i.aborted), |b| b.aborted) },
+            turned: before.filter(|_| !turns).map(|b| b.turned).or(inherited.map(|i| i.turned)).unwrap_or(epoch),
             versions,
             metrics,
             retry_budget,

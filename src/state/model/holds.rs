@@ -15,6 +15,7 @@ use crate::config::{self, Affinity};
 use crate::decide::rollout::{Drain, Earlier, Rollout, Rollouts};
 use crate::decide::{Hold, Recall, Salt, Split};
 use crate::state::clock::{Moment, millis};
+use crate::state::inheritance::Drains;
 
 /// Deadlines, and what there was before this process.
 #[derive(Debug)]
@@ -34,6 +35,26 @@ impl Deadlines {
         let found =
             all.flat_map(|(name, drain)| drain.earlier.iter().map(|e| key(name, &drain.version, e.until_millis)));
         Self { ends: HashMap::new(), started, found: found.collect() }
+    }
+
+    /// Of a process that takes over: it knows whom the first one knew.
+    pub(super) fn inherit(started: Moment, rollouts: &Rollouts, drains: &Drains) -> Self {
+        match drains.started {
+            None => Self::new(started, rollouts),
+            Some(started) => Self {
+                ends: drains.ends.iter().cloned().collect(),
+                started,
+                found: drains.found.iter().cloned().collect(),
+            },
+        }
+    }
+
+    pub(super) fn leave(&self) -> Drains {
+        Drains {
+            started: Some(self.started),
+            ends: self.ends.iter().map(|(key, end)| (key.clone(), *end)).collect(),
+            found: self.found.iter().cloned().collect(),
+        }
     }
 
     /// The document without drains that are over. Remembers the deadlines of the others, and no more.

@@ -21,9 +21,21 @@ impl Packed {
     /// An epoch beyond 2^21 is cut: it will not be found equal, which costs its clients the short way, no more.
     pub(super) fn new(pin: &Pin) -> Self {
         let Pin { version, home, epoch, why, .. } = pin;
+        Self::again(*version, *home, *epoch, code(*why))
+    }
+
+    /// Of what [`Self::epoch_and_why`] told.
+    pub(super) fn again(version: VersionId, home: Option<VersionId>, epoch: u32, why: u8) -> Self {
         let home = home.map_or(NO_HOME, |home| home.0);
-        let packed = u64::from(*epoch) << VERSION_BITS | u64::from(home & NO_HOME);
-        Self((packed << VERSION_BITS | u64::from(version.0 & NO_HOME)) << WHY_BITS | code(*why))
+        let packed = u64::from(epoch) << VERSION_BITS | u64::from(home & NO_HOME);
+        let why = u64::from(why) & ((1 << WHY_BITS) - 1);
+        Self((packed << VERSION_BITS | u64::from(version.0 & NO_HOME)) << WHY_BITS | why)
+    }
+
+    /// As other processes have it, too.
+    #[expect(clippy::cast_possible_truncation, reason = "21 and 3 bits")]
+    pub(super) const fn epoch_and_why(self) -> (u32, u8) {
+        ((self.0 >> (WHY_BITS + 2 * VERSION_BITS)) as u32, (self.0 & ((1 << WHY_BITS) - 1)) as u8)
     }
 
     pub(super) const fn version(self) -> VersionId {
@@ -48,7 +60,7 @@ impl Packed {
     }
 }
 
-const fn code(why: Why) -> u64 {
+const fn code(why: Why) -> u8 {
     match why {
         Why::Cohort => 0,
         Why::Draw => 1,

@@ -21,6 +21,15 @@ impl Tally {
         Self(AtomicU16::new(1))
     }
 
+    /// As it is stored.
+    pub(super) fn bits(&self) -> u16 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn from_bits(bits: u16) -> Self {
+        Self(AtomicU16::new(bits))
+    }
+
     /// One more request.
     pub(super) fn add(&self) {
         let now = self.0.load(Ordering::Relaxed);
