@@ -1,20 +1,20 @@
-//! HTTP/2 from clients, by hyper; the endpoint's side is the same HTTP/1 codec as for HTTP/1 clients.
+//! HTTP/2 from clients, by the h2 crate; the endpoint's side is the same HTTP/1 codec as for HTTP/1 clients.
 //!
-//! hyper gives each stream a task, which drives its endpoint connection too. Writes of a connection are put together:
-//! the h2 crate flushes after every frame, and one TLS record and one system call per response would be the price.
+//! Each stream has a task, which drives its endpoint connection too. Writes of a connection are put together: the h2
+//! crate flushes after every frame, and one TLS record and one system call per response would be the price.
 
 use std::cell::Cell;
-use std::convert::Infallible;
 use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::SendResponse;
 use http::header::{CONTENT_LENGTH, HeaderName, HeaderValue};
 use http::{Request, Response, StatusCode};
-use hyper::body::{Body, Incoming};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::Instant;
 
 use super::attempts::Attempts;
@@ -33,25 +33,25 @@ use super::worker::Worker;
 use crate::reason::Reason;
 
 mod coalesce;
+mod driver;
 mod pace;
 mod relay;
+mod send;
 mod upload;
 mod websocket;
 
 use coalesce::Coalesce;
-use pace::{Pace, paced};
-use relay::{Answer, Relay};
+use driver::Driver;
+use pace::Pace;
+use relay::Relay;
 use upload::Upload;
+use websocket::Tunnel;
 
 /// Stream and connection windows, as Envoy's advice for the edge has them.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Response bytes that wait for the client's window, per stream.
 const SEND_BUFFER: usize = 64 * 1024;
-/// An idle peer is asked whether it is still there (reliability.md D8).
-const PING_EVERY: Duration = Duration::from_secs(20);
-const PING_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// How long a client that never asked for anything may take to say goodbye.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -72,35 +72,22 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, connection: Connec
     let limits = connection.listener.config.limits;
     let pace = Rc::<Pace>::default();
     let stream = Coalesce::new(stream, worker.clone(), pace.clone());
-    let tasks = LocalTasks { pace: pace.clone(), write: timeouts.write };
-    let session = Rc::new(Session { worker, connection, active: Cell::new(0), begun: Cell::new(0), pace });
-    let served = session.clone();
-    let service = hyper::service::service_fn(move |request| {
-        let session = served.clone();
-        // The counter goes down when the stream's task is dropped, however it ends.
-        let stream = ActiveStream::new(session.clone());
-        // Boxed: the task that hyper makes of it is moved several times before it is first polled.
-        Box::pin(async move { Ok::<_, Infallible>(handle(&session, request, stream).await) })
-    });
-    let mut builder = hyper::server::conn::http2::Builder::new(tasks);
-    builder
-        .timer(TokioTimer::new())
+    let greeting = h2::server::Builder::new()
         .max_concurrent_streams(limits.streams)
-        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
-        .max_send_buf_size(SEND_BUFFER)
-        .keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .auto_date_header(false)
-        .enable_connect_protocol();
-    let mut http = Box::pin(builder.serve_connection(TokioIo::new(stream), service));
+        .max_send_buffer_size(SEND_BUFFER)
+        .enable_connect_protocol()
+        .handshake(stream);
+    let session = Rc::new(Session { worker, connection, active: Cell::new(0), begun: Cell::new(0), pace });
+    let mut http = Driver::new(session.clone(), greeting);
     let mut dog = Watchdog::new(Instant::now() + timeouts.first_byte);
     let mut seen = 0;
     let mut is_closing = false;
     let ended = poll_fn(|cx| {
         session.connection.seat.watch(cx);
-        if let Poll::Ready(done) = http.as_mut().poll(cx) {
+        if let Poll::Ready(done) = http.poll(cx) {
             return Poll::Ready(done.map_err(|error| tracing::debug!(%error, "HTTP/2 connection ended.")));
         }
         loop {
@@ -123,30 +110,17 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, connection: Connec
                 return Poll::Ready(Err(()));
             }
             is_closing = true;
-            http.as_mut().graceful_shutdown();
+            http.close();
             // What is under way may finish; a drain's own deadline ends the rest. A client that never began a stream may
             // not even speak HTTP/2: it is not waited for.
             dog.set(Instant::now() + if session.begun.get() == 0 { LAST_WORDS } else { timeouts.idle });
-            if let Poll::Ready(done) = http.as_mut().poll(cx) {
+            if let Poll::Ready(done) = http.poll(cx) {
                 return Poll::Ready(done.map_err(|error| tracing::debug!(%error, "HTTP/2 connection ended.")));
             }
         }
     });
     // Either way it is over; what went wrong was said where it was known.
     ended.await.ok();
-}
-
-/// Spawns streams on the worker's own thread.
-#[derive(Clone, Debug)]
-struct LocalTasks {
-    pace: Rc<Pace>,
-    write: Duration,
-}
-
-impl<F: Future + 'static> hyper::rt::Executor<F> for LocalTasks {
-    fn execute(&self, task: F) {
-        tokio::task::spawn_local(paced(task, self.pace.clone(), self.write));
-    }
 }
 
 /// A stream under way.
@@ -166,23 +140,64 @@ impl Drop for ActiveStream {
     }
 }
 
-async fn handle(session: &Rc<Session>, mut request: Request<Incoming>, stream: ActiveStream) -> Response<Answer> {
+/// What a request is answered with.
+enum Answer {
+    /// All of it is here: perch's own, or a small one of an endpoint.
+    Whole(Response<Bytes>),
+    /// A head, and a body on its way.
+    Relay(Response<()>, Box<Relay>),
+    Tunnel(Response<()>, Box<Tunnel>),
+}
+
+/// A stream's task.
+async fn answer(
+    session: Rc<Session>,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    _stream: ActiveStream,
+) {
+    let answered = {
+        let mut handling = pin!(handle(&session, request));
+        poll_fn(|cx| match handling.as_mut().poll(cx) {
+            Poll::Ready(answer) => Poll::Ready(Some(answer)),
+            // The client gave it up: what is under way for it ends.
+            Poll::Pending => respond.poll_reset(cx).map(|_| None),
+        })
+        .await
+    };
+    let (pace, write) = (&session.pace, session.connection.listener.config.timeouts.write);
+    match answered {
+        None => {}
+        Some(Answer::Whole(response)) => send::whole(&mut respond, response, pace, write).await,
+        Some(Answer::Relay(response, relay)) => {
+            let is_whole = relay.is_over();
+            if let Some(out) = send::head(&mut respond, response, is_whole).filter(|_| !is_whole) {
+                send::relayed(out, relay, pace, write).await;
+            }
+        }
+        Some(Answer::Tunnel(response, tunnel)) => tunnel.run(&session, &mut respond, response).await,
+    }
+}
+
+async fn handle(session: &Rc<Session>, request: Request<RecvStream>) -> Answer {
     let (worker, connection) = (&session.worker, &session.connection);
     let mut open = OpenEntry { session, entry: Some(Entry::new(worker, connection, Protocol::Http2)) };
     let entry = open.entry.as_mut().expect("it was just put there");
-    let upgrade = websocket::asked(&mut request);
+    let is_websocket = websocket::is_asked(&request);
     let (parts, incoming) = request.into_parts();
+    // What comes up a tunnel is nobody's body.
+    let (incoming, tunnel) = if is_websocket { (None, Some(incoming)) } else { (Some(incoming), None) };
     let is_grpc = grpc::is_call(&parts.headers);
     let mut out = worker.buffers.scratch();
     let target = parts.uri.path_and_query().map_or("", |t| t.as_str());
     let authority = parts.uri.authority().map(|a| a.as_str());
     let line = Line {
-        method: if upgrade.is_some() { "GET" } else { parts.method.as_str() },
+        method: if is_websocket { "GET" } else { parts.method.as_str() },
         target,
         authority,
         protocol: Protocol::Http2,
-        has_data: !incoming.is_end_stream(),
-        is_websocket: upgrade.is_some(),
+        has_data: incoming.as_ref().is_some_and(|i| !i.is_end_stream()),
+        is_websocket,
     };
     let fields: Vec<(&[u8], &[u8])> =
         parts.headers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())).collect();
@@ -212,7 +227,7 @@ async fn handle(session: &Rc<Session>, mut request: Request<Incoming>, stream: A
                 }
             };
             open.finish();
-            return response.map(|body| Answer::Own(body, session.clone()));
+            return Answer::Whole(response);
         }
     };
     drop(parts);
@@ -225,10 +240,10 @@ async fn handle(session: &Rc<Session>, mut request: Request<Incoming>, stream: A
     match answered {
         Ok((mut link, head, response)) => {
             entry.status = head.status;
-            if let (101, Some(upgrade)) = (head.status, upgrade) {
+            if let (101, Some(incoming)) = (head.status, tunnel) {
                 worker.buffers.recycle(upload.into_head());
                 let entry = open.entry.take().expect("it is taken once");
-                return websocket::accept(session, stream, response, upgrade, link, entry);
+                return Answer::Tunnel(response, Box::new(Tunnel { incoming, link, entry }));
             }
             if let Some(body) = whole_body(&link, head).filter(|_| upload.is_complete()) {
                 link.buffer.consume(body.len(), &worker.buffers);
@@ -239,12 +254,11 @@ async fn handle(session: &Rc<Session>, mut request: Request<Incoming>, stream: A
                     false => upstream::discard(link, &worker.buffers),
                 }
                 open.finish();
-                return response.map(|()| Answer::Own(body, session.clone()));
+                return Answer::Whole(response.map(|()| body));
             }
             let entry = open.entry.take().expect("it is taken once");
-            let relay =
-                Relay::new(session.clone(), stream, entry, link, head, upload, Deadlines::of(connection, &plan));
-            response.map(|()| Answer::Endpoint(Box::new(relay)))
+            let relay = Relay::new(session.clone(), entry, link, head, upload, Deadlines::of(connection, &plan));
+            Answer::Relay(response, Box::new(relay))
         }
         Err(Broken::Client(reason) | Broken::Endpoint(reason)) => {
             entry.status = reason.status();
@@ -252,7 +266,7 @@ async fn handle(session: &Rc<Session>, mut request: Request<Incoming>, stream: A
             let response = error(reason, is_grpc, entry.request_id());
             worker.buffers.recycle(upload.into_head());
             open.finish();
-            response.map(|body| Answer::Own(body, session.clone()))
+            Answer::Whole(response)
         }
     }
 }
@@ -309,7 +323,8 @@ fn client_head(plan: &Plan, of: &response::Response<'_, '_>) -> Response<()> {
     *client.status_mut() = StatusCode::from_u16(of.head.status).unwrap_or(StatusCode::BAD_GATEWAY);
     let headers = client.headers_mut();
     headers.reserve(of.field_count() + 2);
-    for (name, value) in of.passing() {
+    // `TE` is for requests: `h2` would refuse the whole head for it.
+    for (name, value) in of.passing().filter(|(name, _)| !name.eq_ignore_ascii_case(b"te")) {
         if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
             headers.append(name, value);
         }
@@ -363,7 +378,7 @@ impl Exchange<'_> {
         }
     }
 
-    /// Sends the request and waits for the final head; interim ones end here, since hyper cannot pass them on.
+    /// Sends the request and waits for the final head; interim ones end here.
     async fn final_head(&mut self, link: &mut Link) -> Result<(ResponseHead, Response<()>), Broken> {
         let deadlines = Deadlines::of(&self.session.connection, self.plan);
         for _ in 0..16 {

@@ -247,6 +247,31 @@ async fn a_stream_that_the_client_gives_up_ends_at_the_endpoint_and_in_the_log()
     assert_eq!(client.get("/").await.status(), 200);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_that_is_cancelled_never_looks_whole() {
+    let front = front_tls("", "");
+    front.backend.script(|_| vec![Act::ReadBody]);
+    let mut client = client(&front).await;
+
+    // More than once: the reset and the last of the body come at the same moment.
+    for n in 0..20 {
+        let (feed, pieces) = Pieces::new();
+        feed.send(Frame::data(Bytes::from_static(b"half of it"))).unwrap();
+        let request = client.request("POST", &format!("/{n}")).body(BodyExt::boxed(pieces)).unwrap();
+        let mut sender = client.sender.clone();
+        let stream = tokio::spawn(async move { sender.send_request(request).await });
+        eventually(PATIENCE, || front.backend.seen().len() > n && front.backend.last().body.len() == 10);
+        // RST_STREAM with CANCEL.
+        stream.abort();
+        eventually(PATIENCE, || front.backend.open_connections() == 0);
+        drop(feed);
+    }
+
+    assert!(front.backend.seen().iter().all(|seen| !seen.is_whole), "{:?}", front.backend.last());
+    front.backend.script(|seen| ok(seen, "fine"));
+    assert_eq!(client.get("/").await.status(), 200);
+}
+
 #[tokio::test]
 async fn an_answer_that_is_cut_resets_its_stream_only() {
     let front = front_tls("", "");

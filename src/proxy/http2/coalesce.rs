@@ -24,7 +24,7 @@ pub(super) struct Coalesce<S> {
     sent: usize,
     /// A flush was asked for and not yet done.
     is_due: bool,
-    /// Told how much goes out.
+    /// Told how much comes in and goes out.
     pace: Rc<Pace>,
 }
 
@@ -72,7 +72,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Coalesce<S> {
         {
             return Poll::Ready(Err(error));
         }
-        Pin::new(&mut self.inner).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.inner).poll_read(cx, buf);
+        self.pace.read.set(self.pace.read.get() + (buf.filled().len() - before) as u64);
+        read
     }
 }
 

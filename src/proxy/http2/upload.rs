@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use hyper::body::{Body, Incoming};
+use h2::RecvStream;
 use tokio::io::AsyncWrite;
 
 use super::super::attempts::Kept;
@@ -19,7 +19,8 @@ use crate::reason::Reason;
 #[derive(Debug)]
 pub(super) struct Upload {
     framing: Framing,
-    incoming: Incoming,
+    /// `None` for a request that has no body whatever comes.
+    incoming: Option<RecvStream>,
     /// The head and the first of the body; kept until the answer begins, so that it can be sent again.
     first: Vec<u8>,
     first_sent: usize,
@@ -32,8 +33,8 @@ pub(super) struct Upload {
 }
 
 impl Upload {
-    pub(super) fn new(head: Vec<u8>, framing: Framing, incoming: Incoming) -> Self {
-        let ended = incoming.is_end_stream();
+    pub(super) fn new(head: Vec<u8>, framing: Framing, incoming: Option<RecvStream>) -> Self {
+        let ended = incoming.as_ref().is_none_or(RecvStream::is_end_stream);
         Self {
             framing,
             incoming,
@@ -114,25 +115,26 @@ impl Upward for Upload {
             if self.is_done() {
                 return Poll::Ready(Ok(()));
             }
-            match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
-                Some(Ok(frame)) => {
-                    match frame.into_data() {
-                        Ok(data) => {
-                            self.bytes += data.len() as u64;
-                            // As much of a body as may be sent again stays with the head: all of most gRPC calls.
-                            self.is_streamed |= self.first.len() + data.len() > WITH_HEAD;
-                            let out = if self.is_streamed { &mut self.pending } else { &mut self.first };
-                            body::encode(self.framing, &data, out);
-                        }
-                        Err(frame) => {
-                            if let Ok(trailers) = frame.into_trailers() {
-                                self.end(&trailers);
-                            }
-                        }
-                    }
+            let Some(incoming) = &mut self.incoming else {
+                self.end(&http::HeaderMap::new());
+                continue;
+            };
+            match ready!(incoming.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    // As it is read here, there is room for as much again. An error: the stream is over, which is read next.
+                    incoming.flow_control().release_capacity(data.len()).ok();
+                    self.bytes += data.len() as u64;
+                    // As much of a body as may be sent again stays with the head: all of most gRPC calls.
+                    self.is_streamed |= self.first.len() + data.len() > WITH_HEAD;
+                    let out = if self.is_streamed { &mut self.pending } else { &mut self.first };
+                    body::encode(self.framing, &data, out);
                 }
+                None => match ready!(incoming.poll_trailers(cx)) {
+                    Ok(trailers) => self.end(&trailers.unwrap_or_default()),
+                    Err(_) => return Poll::Ready(Err(Broken::Client(Reason::ClientAbort))),
+                },
+                // However the client put it: what was cut must not look whole to the endpoint.
                 Some(Err(_)) => return Poll::Ready(Err(Broken::Client(Reason::ClientAbort))),
-                None => self.end(&http::HeaderMap::new()),
             }
         }
     }
@@ -143,7 +145,7 @@ impl Upward for Upload {
             bytes: self.bytes,
             is_done: self.is_done(),
             waits_for_client: is_sent && !self.ended && !self.is_broken,
-            // Nothing is held back: hyper asks for a body when it is polled, and the endpoint gets no expectation.
+            // Nothing is held back: the client's window is open, and the endpoint gets no expectation.
             is_gated: false,
         }
     }
