@@ -111,7 +111,7 @@ fn in_a_panic_everyone_stays_on_the_version_and_newcomers_spread_over_all_endpoi
         let address = std::net::Ipv4Addr::from_bits(0x0a00_0000 + n).into();
         decide(&service, &pins, Client { address, roll: 0, forced: None }, 0).unwrap()
     };
-    let before: Vec<_> = (0..500).map(|n| ask(n)).collect();
+    let before: Vec<_> = (0..500).map(ask).collect();
 
     fail(&service, 0, 4);
     look(&service, 0);
