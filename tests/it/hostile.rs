@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::front::{config, front, front_with};
-use crate::support::{Act, Client, Launch, PATIENCE, Process, Seen, TestBackend, eventually, get, ok};
+use crate::support::{Act, Client, Launch, PATIENCE, Process, Seen, TestBackend, eventually, eventually_some, get, ok};
 
 #[test]
 fn a_stop_of_the_whole_process_is_nobodys_failure() {
@@ -49,11 +49,14 @@ libc.ptrace(17, thread, None, None)
 #[test]
 fn a_blocked_worker_is_told_and_liveness_fails_until_it_is_back() {
     let front = front();
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", front.perch.pid())).unwrap();
-    let worker = tasks
-        .map(|task| task.unwrap())
-        .find(|task| std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == "worker-1"))
-        .expect("two workers");
+    let is_worker = |task: &std::fs::DirEntry| {
+        std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == "worker-1")
+    };
+    // A thread takes its name when it first runs.
+    let worker = eventually_some(PATIENCE, || {
+        let mut tasks = std::fs::read_dir(format!("/proc/{}/task", front.perch.pid())).unwrap();
+        tasks.find_map(|task| task.ok().filter(is_worker))
+    });
     let thread = worker.file_name();
     let mut command = Command::new("python3");
     let (reader, writer) = std::io::pipe().unwrap();
