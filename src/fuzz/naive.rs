@@ -25,6 +25,8 @@ pub(super) fn clean_path(path: &str) -> Option<String> {
             ".." => {
                 kept.pop()?;
             }
+            // Also where a `..` behind it would take it away again.
+            _ if hides_dots(segment) => return None,
             _ => {
                 kept.push(segment);
                 continue;
@@ -34,7 +36,7 @@ pub(super) fn clean_path(path: &str) -> Option<String> {
             kept.push("");
         }
     }
-    (!kept.iter().any(|segment| hides_dots(segment))).then(|| format!("/{}", kept.join("/")))
+    Some(format!("/{}", kept.join("/")))
 }
 
 /// Whether an endpoint that decodes slashes, or cuts parameters off, finds `..` in the segment.
