@@ -33,7 +33,6 @@ impl Packed {
     }
 
     /// As other processes have it, too.
-    #[expect(clippy::cast_possible_truncation, reason = "21 and 3 bits")]
     pub(super) const fn epoch_and_why(self) -> (u32, u8) {
         ((self.0 >> (WHY_BITS + 2 * VERSION_BITS)) as u32, (self.0 & ((1 << WHY_BITS) - 1)) as u8)
     }
