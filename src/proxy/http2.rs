@@ -3,7 +3,7 @@
 //! Each stream has a task, which drives its endpoint connection too. Writes of a connection are put together: the h2
 //! crate flushes after every frame, and one TLS record and one system call per response would be the price.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
-use http::header::{CONTENT_LENGTH, HeaderName, HeaderValue};
+use http::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Response, StatusCode};
 use tokio::time::Instant;
 
@@ -149,6 +149,9 @@ enum Answer {
     Tunnel(Response<()>, Box<Tunnel>),
 }
 
+/// Interim heads (RFC 9110 section 15.2) on their way to the client.
+type Interim = RefCell<Vec<Response<()>>>;
+
 /// A stream's task.
 async fn answer(
     session: Rc<Session>,
@@ -157,11 +160,19 @@ async fn answer(
     _stream: ActiveStream,
 ) {
     let answered = {
-        let mut handling = pin!(handle(&session, request));
-        poll_fn(|cx| match handling.as_mut().poll(cx) {
-            Poll::Ready(answer) => Poll::Ready(Some(answer)),
-            // The client gave it up: what is under way for it ends.
-            Poll::Pending => respond.poll_reset(cx).map(|_| None),
+        let interim = Interim::default();
+        let mut handling = pin!(handle(&session, request, &interim));
+        poll_fn(|cx| {
+            let answered = handling.as_mut().poll(cx);
+            for head in interim.take() {
+                // An error: the client gave it up.
+                respond.send_informational(head).ok();
+            }
+            match answered {
+                Poll::Ready(answer) => Poll::Ready(Some(answer)),
+                // The client gave it up: what is under way for it ends.
+                Poll::Pending => respond.poll_reset(cx).map(|_| None),
+            }
         })
         .await
     };
@@ -179,7 +190,7 @@ async fn answer(
     }
 }
 
-async fn handle(session: &Rc<Session>, request: Request<RecvStream>) -> Answer {
+async fn handle(session: &Rc<Session>, request: Request<RecvStream>, interim: &Interim) -> Answer {
     let (worker, connection) = (&session.worker, &session.connection);
     let mut open = OpenEntry { session, entry: Some(Entry::new(worker, connection, Protocol::Http2)) };
     let entry = open.entry.as_mut().expect("it was just put there");
@@ -233,7 +244,7 @@ async fn handle(session: &Rc<Session>, request: Request<RecvStream>) -> Answer {
     drop(parts);
     entry.planned(&plan);
     entry.head(&out, &plan.spans);
-    let mut exchange = Exchange { session, plan: &plan, upload: Upload::new(out, plan.framing, incoming) };
+    let mut exchange = Exchange { session, plan: &plan, upload: Upload::new(out, plan.framing, incoming), interim };
     let answered = exchange.run(entry).await;
     let upload = exchange.upload;
     entry.bytes_in = upload.bytes;
@@ -323,12 +334,7 @@ fn client_head(plan: &Plan, of: &response::Response<'_, '_>) -> Response<()> {
     *client.status_mut() = StatusCode::from_u16(of.head.status).unwrap_or(StatusCode::BAD_GATEWAY);
     let headers = client.headers_mut();
     headers.reserve(of.field_count() + 2);
-    // `TE` is for requests: `h2` would refuse the whole head for it.
-    for (name, value) in of.passing().filter(|(name, _)| !name.eq_ignore_ascii_case(b"te")) {
-        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
-            headers.append(name, value);
-        }
-    }
+    pass_fields(of, headers);
     let length = match of.head.framing {
         Framing::Length(n) => Some(n),
         Framing::Empty => of.declared_length(),
@@ -346,11 +352,29 @@ fn client_head(plan: &Plan, of: &response::Response<'_, '_>) -> Response<()> {
     client
 }
 
+/// An interim head.
+fn interim_head(of: &response::Response<'_, '_>) -> Option<Response<()>> {
+    let mut head = Response::new(());
+    *head.status_mut() = StatusCode::from_u16(of.head.status).ok()?;
+    pass_fields(of, head.headers_mut());
+    Some(head)
+}
+
+fn pass_fields(of: &response::Response<'_, '_>, headers: &mut HeaderMap) {
+    // `TE` is for requests: `h2` would refuse the whole head for it.
+    for (name, value) in of.passing().filter(|(name, _)| !name.eq_ignore_ascii_case(b"te")) {
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
+            headers.append(name, value);
+        }
+    }
+}
+
 /// One stream's way to an endpoint, until its answer has begun.
 struct Exchange<'a> {
     session: &'a Rc<Session>,
     plan: &'a Plan,
     upload: Upload,
+    interim: &'a Interim,
 }
 
 impl Exchange<'_> {
@@ -378,7 +402,7 @@ impl Exchange<'_> {
         }
     }
 
-    /// Sends the request and waits for the final head; interim ones end here.
+    /// Sends the request and waits for the final head, passing interim ones on.
     async fn final_head(&mut self, link: &mut Link) -> Result<(ResponseHead, Response<()>), Broken> {
         let deadlines = Deadlines::of(&self.session.connection, self.plan);
         for _ in 0..16 {
@@ -387,6 +411,15 @@ impl Exchange<'_> {
             let parsed = response::parse(bytes, self.plan.is_head, |response| {
                 let switches = self.plan.is_upgrade && response.head.is_websocket;
                 let is_final = response.head.status >= 200 || switches;
+                let is_passed_on = match response.head.status {
+                    // For those who asked.
+                    100 => self.plan.expects_continue,
+                    101 => false,
+                    _ => !is_final,
+                };
+                if is_passed_on {
+                    self.interim.borrow_mut().extend(interim_head(response));
+                }
                 (response.head, is_final.then(|| client_head(self.plan, response)))
             });
             let (head, response) = parsed.map_err(|_| Broken::Endpoint(Reason::BadResponse))?;

@@ -356,3 +356,31 @@ async fn a_post_of_unknown_length_is_chunked() {
     let seen = front.backend.last();
     assert_eq!((seen.body.as_slice(), seen.headers("transfer-encoding")), (&b"some"[..], vec!["chunked".to_owned()]));
 }
+
+#[tokio::test]
+async fn interim_answers_reach_clients_of_http2() {
+    let front = front_tls("", "");
+    front.backend.script(|seen: &Seen| {
+        vec![
+            raw("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\nconnection: x\r\nx: y\r\n\r\n"),
+            response(seen, "200 OK", "", "done"),
+        ]
+    });
+    let stream = H2::stream(front.perch.address("https"), "localhost").await;
+    let (mut sender, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+
+    let request = http::Request::get("https://localhost/").body(()).unwrap();
+    let (mut answer, _) = sender.send_request(request, true).unwrap();
+    let mut interim = Vec::new();
+    while let Some(head) = std::future::poll_fn(|cx| answer.poll_informational(cx)).await {
+        interim.push(head.unwrap());
+    }
+    let answer = answer.await.unwrap();
+
+    // Nobody asked for the 100.
+    let told: Vec<_> =
+        interim.iter().map(|i| (i.status().as_u16(), i.headers().len(), i.headers().get("link"))).collect();
+    assert_eq!(told, [(103, 1, Some(&"</a.css>".parse().unwrap()))]);
+    assert_eq!(answer.status(), 200);
+}

@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
+use tokio_rustls::client::TlsStream;
 
 pub use super::client::tls_config;
 
@@ -44,13 +45,12 @@ impl H2 {
 
     /// Over TLS, from this loopback address.
     pub async fn tls_from(source: IpAddr, address: SocketAddr, server_name: &str) -> Self {
-        let name = ServerName::try_from(server_name.to_owned()).unwrap();
-        let stream = tokio_rustls::TlsConnector::from(Arc::clone(&tls_config(&[b"h2"])))
-            .connect(name, connect(source, address).await)
-            .await
-            .unwrap();
-        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]), "the server does not speak h2");
-        Self::over(stream, server_name).await
+        Self::over(stream_from(source, address, server_name).await, server_name).await
+    }
+
+    /// A TLS connection that speaks `h2`, for who wants to see what hyper hides.
+    pub async fn stream(address: SocketAddr, server_name: &str) -> TlsStream<TcpStream> {
+        stream_from(IpAddr::V4(Ipv4Addr::LOCALHOST), address, server_name).await
     }
 
     /// Prior knowledge, over plain TCP.
@@ -83,6 +83,16 @@ impl H2 {
         self.sender.ready().await?;
         self.sender.send_request(request).await
     }
+}
+
+async fn stream_from(source: IpAddr, address: SocketAddr, server_name: &str) -> TlsStream<TcpStream> {
+    let name = ServerName::try_from(server_name.to_owned()).unwrap();
+    let stream = tokio_rustls::TlsConnector::from(Arc::clone(&tls_config(&[b"h2"])))
+        .connect(name, connect(source, address).await)
+        .await
+        .unwrap();
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]), "the server does not speak h2");
+    stream
 }
 
 impl Whole {
