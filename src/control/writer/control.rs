@@ -42,7 +42,7 @@ impl Control {
     /// Does a verb: stored and in force when this returns. A dry run only tells what it would do.
     ///
     /// # Errors
-    /// When it can't be done ([`ChangeError`], a conflict among them) or not be stored, or perch is stopping.
+    /// When it can't be done ([`ChangeError`](crate::state::model::ChangeError), a conflict among them) or not be stored, or perch is stopping.
     pub async fn change(&self, change: Change, is_dry: bool) -> Result<Done, ControlError> {
         let (answer, answered) = oneshot::channel();
         self.send(Command::Change { change: Box::new(change), is_dry, answer }).await?;
