@@ -32,6 +32,7 @@ use super::watchdog::Watchdog;
 use super::worker::Worker;
 use crate::reason::Reason;
 
+mod chatter;
 mod coalesce;
 mod driver;
 mod pace;

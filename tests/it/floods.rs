@@ -131,6 +131,19 @@ fn floods_of_control_frames_are_answered_within_bounds() {
 }
 
 #[test]
+fn a_flood_of_settings_or_pings_ends_the_connection() {
+    let front = front_tls("", "");
+
+    for bytes in [frame(SETTINGS, 0, 0, &[]), frame(PING, 0, 0, &[0; 8])] {
+        let mut client = greeted(&front);
+        flood(&mut client, 20_000, |_| bytes.clone());
+        assert_closed(&mut client);
+    }
+
+    assert_eq!(ask(&front, &GOOD, None), Outcome::Answer(0x88));
+}
+
+#[test]
 fn a_flood_of_empty_data_is_bounded() {
     let front = front_tls("", "");
     let before = memory(&front);

@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::super::worker::Worker;
+use super::chatter::Chatter;
 use super::pace::Pace;
 
 /// Written at once beyond this, so that one connection holds no more.
@@ -26,11 +27,12 @@ pub(super) struct Coalesce<S> {
     is_due: bool,
     /// Told how much comes in and goes out.
     pace: Rc<Pace>,
+    chatter: Chatter,
 }
 
 impl<S: AsyncWrite + Unpin> Coalesce<S> {
     pub(super) fn new(inner: S, worker: Rc<Worker>, pace: Rc<Pace>) -> Self {
-        Self { inner, worker, waiting: Vec::new(), sent: 0, is_due: false, pace }
+        Self { inner, worker, waiting: Vec::new(), sent: 0, is_due: false, pace, chatter: Chatter::new() }
     }
 
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -74,7 +76,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Coalesce<S> {
         }
         let before = buf.filled().len();
         let read = Pin::new(&mut self.inner).poll_read(cx, buf);
-        self.pace.read.set(self.pace.read.get() + (buf.filled().len() - before) as u64);
+        let this = &mut *self;
+        let new = buf.filled().get(before..).unwrap_or_default();
+        this.pace.read.set(this.pace.read.get() + new.len() as u64);
+        if this.chatter.is_too_much(new, this.pace.written.get()) {
+            return Poll::Ready(Err(io::Error::other("too many frames that ask for nothing")));
+        }
         read
     }
 }
