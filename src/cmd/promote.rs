@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
-use super::verb::{Change, Rule};
+use super::verb::{Change, Decrease};
 
 /// Give a version everything, and make it the stable side
 ///
@@ -31,13 +31,8 @@ pub struct Options {
     #[arg(long)]
     force: bool,
 
-    /// What happens to the users of the other versions [default: as the service has it, usually evict]
-    #[arg(long, value_enum)]
-    on_decrease: Option<Rule>,
-
-    /// With --on-decrease drain: when those who are left move in any case [default: 1h]
-    #[arg(long, value_name = "DURATION", requires = "on_decrease")]
-    deadline: Option<String>,
+    #[command(flatten)]
+    decrease: Decrease,
 
     #[command(flatten)]
     change: Change,
@@ -55,8 +50,8 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
             ("version", options.version.map(|v| json!(v))),
             ("guarded", options.guarded.then_some(json!(true))),
             ("force", options.force.then_some(json!(true))),
-            ("onDecrease", options.on_decrease.map(Rule::json)),
-            ("deadline", options.deadline.map(|d| json!(d))),
-        ],
+        ]
+        .into_iter()
+        .chain(options.decrease.keys()),
     )
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::verb::{Change, Rule, amount};
+use super::verb::{Change, Decrease, amount};
 
 /// Set the weights of a service's versions
 ///
@@ -30,13 +30,8 @@ pub struct Options {
     #[arg(required = true, value_parser = amount, value_name = "VERSION=AMOUNT")]
     amounts: Vec<(String, String)>,
 
-    /// What happens to users of a version that loses by it [default: as the service has it, usually evict]
-    #[arg(long, value_enum)]
-    on_decrease: Option<Rule>,
-
-    /// With --on-decrease drain: when those who are left move in any case [default: 1h]
-    #[arg(long, value_name = "DURATION", requires = "on_decrease")]
-    deadline: Option<String>,
+    #[command(flatten)]
+    decrease: Decrease,
 
     /// Allow all weights to be 0, which closes the service
     #[arg(long)]
@@ -60,11 +55,8 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     options.change.send(
         &options.service,
         "weights",
-        [
-            ("weights", Some(weights.into())),
-            ("onDecrease", options.on_decrease.map(Rule::json)),
-            ("deadline", options.deadline.map(|d| json!(d))),
-            ("closed", options.close.then_some(json!(true))),
-        ],
+        [("weights", Some(weights.into())), ("closed", options.close.then_some(json!(true)))]
+            .into_iter()
+            .chain(options.decrease.keys()),
     )
 }

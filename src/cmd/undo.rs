@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
-use super::verb::{Change, Rule};
+use super::verb::{Change, Decrease};
 
 /// Go back to the weights before the last change, or to those of a revision
 ///
@@ -22,13 +22,8 @@ pub struct Options {
     #[arg(long, value_name = "NUMBER")]
     to_revision: Option<u64>,
 
-    /// What happens to users of a version that loses by it [default: as the service has it, usually evict]
-    #[arg(long, value_enum)]
-    on_decrease: Option<Rule>,
-
-    /// With --on-decrease drain: when those who are left move in any case [default: 1h]
-    #[arg(long, value_name = "DURATION", requires = "on_decrease")]
-    deadline: Option<String>,
+    #[command(flatten)]
+    decrease: Decrease,
 
     #[command(flatten)]
     change: Change,
@@ -42,10 +37,6 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     options.change.send(
         &options.service,
         "undo",
-        [
-            ("toRevision", options.to_revision.map(|r| json!(r))),
-            ("onDecrease", options.on_decrease.map(Rule::json)),
-            ("deadline", options.deadline.map(|d| json!(d))),
-        ],
+        [("toRevision", options.to_revision.map(|r| json!(r)))].into_iter().chain(options.decrease.keys()),
     )
 }

@@ -69,6 +69,24 @@ pub(super) struct Change {
     timeout: Option<Duration>,
 }
 
+/// What happens to those whose version loses by a change.
+#[derive(Debug, Args)]
+pub(super) struct Decrease {
+    /// What happens to users of a version that loses by it [default: as the service has it, usually evict]
+    #[arg(long, value_enum)]
+    on_decrease: Option<Rule>,
+
+    /// With --on-decrease drain: when those who are left move in any case [default: 1h]
+    #[arg(long, value_name = "DURATION", requires = "on_decrease")]
+    deadline: Option<String>,
+}
+
+impl Decrease {
+    pub(super) fn keys(self) -> [(&'static str, Option<Value>); 2] {
+        [("onDecrease", self.on_decrease.map(Rule::json)), ("deadline", self.deadline.map(|d| json!(d)))]
+    }
+}
+
 fn user() -> String {
     std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_default()
 }
@@ -117,11 +135,11 @@ impl Connection {
 
 impl Change {
     /// Asks for a verb and prints what came of it. `keys` are the verb's own; those without a value are left out.
-    pub(super) fn send<const N: usize>(
+    pub(super) fn send<'a>(
         &self,
         service: &str,
         verb: &str,
-        keys: [(&str, Option<Value>); N],
+        keys: impl IntoIterator<Item = (&'a str, Option<Value>)>,
     ) -> anyhow::Result<ExitCode> {
         let client = self.connection.client()?;
         let common = [
@@ -130,9 +148,9 @@ impl Change {
             ("generation", self.generation.map(|g| json!(g))),
             ("dryRun", self.dry_run.then_some(json!(true))),
         ];
-        let is_guarded = keys.iter().any(|(key, value)| *key == "guarded" && value.is_some());
         let body: serde_json::Map<String, Value> =
             keys.into_iter().chain(common).filter_map(|(key, value)| Some((key.to_owned(), value?))).collect();
+        let is_guarded = body.contains_key("guarded");
         let answer: Value = match client.post(&format!("/api/v1/services/{}/{verb}", encode(service)), &body.into()) {
             Ok(answer) => answer,
             Err(error) => return self.refused(service, error),

@@ -17,12 +17,18 @@ fn functions(folder: &Path, names: &mut BTreeSet<String>) {
     }
 }
 
-#[test]
-fn every_promise_about_security_names_tests_that_exist() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+/// The names of all functions, tests among them.
+fn known(root: &Path) -> BTreeSet<String> {
     let mut known = BTreeSet::new();
     functions(&root.join("src"), &mut known);
     functions(&root.join("tests"), &mut known);
+    known
+}
+
+#[test]
+fn every_promise_about_security_names_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let known = known(root);
     let text = std::fs::read_to_string(root.join("SECURITY.md")).unwrap();
     let (_, promises) = text.split_once("## What perch promises").unwrap();
     let (promises, _) = promises.split_once("\n## ").unwrap();
@@ -46,9 +52,7 @@ fn every_promise_about_security_names_tests_that_exist() {
 #[test]
 fn every_test_that_the_reliability_table_names_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut known = BTreeSet::new();
-    functions(&root.join("src"), &mut known);
-    functions(&root.join("tests"), &mut known);
+    let known = known(root);
     let table = std::fs::read_to_string(root.join("docs/reliability.md")).unwrap();
     let rows: Vec<&str> = table.lines().filter(|l| l.starts_with("| ") && !l.starts_with("| # ")).collect();
 

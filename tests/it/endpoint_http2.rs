@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, Response};
 use http_body_util::BodyExt;
-use tokio::sync::Barrier;
+use tokio::sync::{Barrier, Notify};
 
 use crate::support::h2::{H2, empty, full, whole};
 use crate::support::h2_backend::{H2Backend, ok, read, send};
@@ -242,21 +242,35 @@ async fn trailers_go_both_ways() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_endpoint_that_resets_in_the_middle_is_no_end() {
-    let backend = H2Backend::start(|mut asked| async move {
-        let mut stream = asked.respond.send_response(Response::new(()), false).unwrap();
-        send(&mut stream, Bytes::from_static(b"some"), false).await;
-        // Once it is out: a reset takes with it what is not.
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        stream.send_reset(h2::Reason::ENHANCE_YOUR_CALM);
+    // A reset takes with it what is not out yet: it waits until the client has some of it.
+    let has_some = Arc::new(Notify::new());
+    let waiting = has_some.clone();
+    let backend = H2Backend::start(move |mut asked| {
+        let has_some = waiting.clone();
+        async move {
+            let mut stream = asked.respond.send_response(Response::new(()), false).unwrap();
+            send(&mut stream, Bytes::from_static(b"some"), false).await;
+            has_some.notified().await;
+            stream.send_reset(h2::Reason::ENHANCE_YOUR_CALM);
+        }
     });
     let perch = perch(backend.address, "protocol: h2c");
 
     let mut old = http1(&perch);
     old.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+    eventually(PATIENCE, || {
+        let mut seen = [0; 1_024];
+        let length = old.socket().peek(&mut seen).unwrap();
+        seen[..length].windows(4).any(|w| w == b"some")
+    });
+    has_some.notify_one();
     assert!(old.try_response().is_err());
     let mut client = http2(&perch).await;
     let request = client.request("GET", "/").body(empty()).unwrap();
-    let error = whole(client.send(request).await.unwrap()).await.unwrap_err();
+    let mut body = client.send(request).await.unwrap().into_body();
+    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "some");
+    has_some.notify_one();
+    let error = body.collect().await.unwrap_err();
 
     let cause = std::error::Error::source(&error).unwrap().downcast_ref::<h2::Error>().unwrap();
     assert_eq!(cause.reason(), Some(h2::Reason::ENHANCE_YOUR_CALM));

@@ -18,6 +18,18 @@ fn resident(front: &Front) -> usize {
     text.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 4096
 }
 
+/// The same once it grows no more.
+fn resident_at_rest(front: &Front) -> usize {
+    let mut last = resident(front);
+    eventually(PATIENCE, || {
+        // Between two looks; the looks decide.
+        std::thread::sleep(Duration::from_millis(100));
+        let now = resident(front);
+        std::mem::replace(&mut last, now) >= now
+    });
+    last
+}
+
 fn download(length: usize) -> impl Fn(&Seen) -> Vec<Act> {
     move |_| {
         let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n");
@@ -48,12 +60,7 @@ fn a_large_download_to_a_slow_reader_stays_out_of_memory() {
     client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
     let head = client.try_response_head().unwrap();
     // Not read: everything that has room is full now, and the endpoint has to wait.
-    let mut last = resident(&front);
-    eventually(PATIENCE, || {
-        std::thread::sleep(Duration::from_millis(100));
-        std::mem::replace(&mut last, resident(&front)) >= resident(&front)
-    });
-    let held = resident(&front);
+    let held = resident_at_rest(&front);
     let rest = client.read_exact(1).unwrap();
 
     assert!(held < before + FLAT, "{before} -> {held} bytes while the client does not read");
@@ -80,8 +87,7 @@ fn a_large_upload_to_a_slow_endpoint_stays_out_of_memory() {
         }
     });
     eventually(PATIENCE, || front.backend.count() == 2);
-    std::thread::sleep(Duration::from_millis(300));
-    let held = resident(&front);
+    let held = resident_at_rest(&front);
     assert!(!sender.is_finished(), "the client could send everything although the endpoint reads nothing");
     front.backend.open_gate();
     let answer = client.response();

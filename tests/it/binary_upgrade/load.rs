@@ -93,22 +93,14 @@ fn http2(user: IpAddr, address: SocketAddr, served: &AtomicU64, stop: &AtomicBoo
         let mut failures = Vec::new();
         while !stop.load(Ordering::SeqCst) && failures.len() < 10 {
             let mut client = h2::H2::tls_from(user, address, "localhost").await;
-            while !stop.load(Ordering::SeqCst) && client.sender.ready().await.is_ok() {
-                let request = client.request("GET", "/").body(h2::empty()).unwrap();
-                match client.sender.try_send_request(request).await {
-                    Ok(answer) => {
-                        let status = answer.status();
-                        match h2::whole(answer).await {
-                            Ok(_) if status == 200 => drop(served.fetch_add(1, Ordering::SeqCst)),
-                            other => failures.push(format!("{status} {other:?}")),
-                        }
-                    }
-                    // Handed back: it was never sent.
-                    Err(error) if error.message().is_some() => break,
-                    Err(error) => {
-                        failures.push(format!("{error:?}"));
+            while !stop.load(Ordering::SeqCst) {
+                match client.try_get().await {
+                    Some(Ok(())) => drop(served.fetch_add(1, Ordering::SeqCst)),
+                    Some(Err(failure)) => {
+                        failures.push(failure);
                         break;
                     }
+                    None => break,
                 }
                 tokio::time::sleep(PAUSE).await;
             }

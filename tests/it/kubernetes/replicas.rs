@@ -1,13 +1,14 @@
 //! Several replicas that share one ConfigMap and one Lease: what is done to one is in force in all, one of them leads,
 //! and what becomes of it when the leader, the API server or the ConfigMap is gone.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
 use super::cluster::{Cluster, config, is_ready};
 use super::double::{Double, Fault};
 use super::traffic::Users;
+use crate::front::A_WHILE;
 use crate::support::{Launch, PATIENCE, TestBackend, TestPerch, eventually, get};
 
 const MORE: &str = "kubernetes: {state: {configMap: perch-state, lease: perch, leaseDuration: 2s}}\n";
@@ -139,15 +140,20 @@ fn a_replica_that_starts_during_a_drain_holds_whom_the_split_before_did() {
     assert!(explained(&a).iter().all(|(version, _)| version == "stable"));
 }
 
+/// Two versions on one backend.
+fn all_on_stable(backend: &TestBackend) -> String {
+    format!(
+        "{{name: stable, weight: 1, endpoints: ['{0}']}}, {{name: canary, weight: 0, endpoints: ['{0}']}}",
+        backend.address()
+    )
+}
+
 #[test]
 fn a_ramp_goes_on_where_a_dead_leader_left_it() {
     let double = Double::start();
     let cluster = double.cluster();
     let backend = TestBackend::named("hello");
-    let versions = format!(
-        "{{name: stable, weight: 1, endpoints: ['{0}']}}, {{name: canary, weight: 0, endpoints: ['{0}']}}",
-        backend.address()
-    );
+    let versions = all_on_stable(&backend);
     let more = format!(
         "    affinity: None\n    rollout: {{settle: 0s, steps: [{{weight: 40%, hold: 1s}}, {{weight: 60%, hold: 1s}}, {{weight: 100%}}], guard: {{minRequests: 50, latencyTolerance: 1000%}}}}\n{MORE}"
     );
@@ -198,10 +204,7 @@ fn without_the_api_server_verbs_are_refused_and_traffic_goes_on() {
     let double = Double::start();
     let cluster = double.cluster();
     let backend = TestBackend::named("hello");
-    let versions = format!(
-        "{{name: stable, weight: 1, endpoints: ['{0}']}}, {{name: canary, weight: 0, endpoints: ['{0}']}}",
-        backend.address()
-    );
+    let versions = all_on_stable(&backend);
     let perch = launch(&cluster, "perch-a", &versions).start();
     eventually(PATIENCE, || is_ready(&perch) && leads(&perch));
     assert_eq!(set(&perch, 20), 200);
@@ -313,7 +316,8 @@ fn another_file_wins_in_all_replicas() {
     eventually(PATIENCE, || has_weight(&a, 5.0) && has_weight(&b, 5.0));
     b.rewrite_config(&changed);
     eventually(PATIENCE, || b.stderr().contains("Reloaded the configuration"));
-    std::thread::sleep(Duration::from_millis(300));
+    // In which nobody may write anything more.
+    std::thread::sleep(A_WHILE);
 
     assert!(has_weight(&a, 5.0) && has_weight(&b, 5.0));
     assert_eq!(sequence(&a), sequence(&b));

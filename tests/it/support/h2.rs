@@ -73,6 +73,23 @@ impl H2 {
         whole(self.send(request).await.unwrap()).await.unwrap()
     }
 
+    /// Whether a `GET /` was answered with 200. `None`: it was handed back, for the connection takes no more.
+    pub async fn try_get(&mut self) -> Option<Result<(), String>> {
+        self.sender.ready().await.ok()?;
+        let request = self.request("GET", "/").body(empty()).unwrap();
+        match self.sender.try_send_request(request).await {
+            Ok(answer) => {
+                let status = answer.status();
+                match whole(answer).await {
+                    Ok(_) if status == 200 => Some(Ok(())),
+                    other => Some(Err(format!("{status} {other:?}"))),
+                }
+            }
+            Err(error) if error.message().is_some() => None,
+            Err(error) => Some(Err(format!("{error:?}"))),
+        }
+    }
+
     /// A request to this connection's authority, to be finished by the test.
     pub fn request(&self, method: &str, path: &str) -> http::request::Builder {
         http::Request::builder().method(method).uri(format!("https://{}{path}", self.authority))
