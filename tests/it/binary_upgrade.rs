@@ -130,13 +130,17 @@ fn a_request_under_way_finishes_in_the_old_perch() {
     backend.script(|seen: &Seen| {
         if seen.target() == "/slow" { [vec![Act::Gate], ok(seen, "late")].concat() } else { ok(seen, "now") }
     });
-    let mut perch = Upgraded::start(launch(&backend));
+    // One worker, and each connection is told at once: what one of them saw of the drain holds for the other.
+    let text = front::config("", "", &[backend.address()]);
+    let mut perch = Upgraded::start(Launch::new(&text.replace("workers: 2", "workers: 1").replace("200ms", "0s")));
     let mut slow = Client::plain(perch.address("http"));
     slow.send("GET /slow HTTP/1.1\r\nhost: a\r\n\r\n");
     eventually(PATIENCE, || backend.count() == 1);
+    let mut idle = Client::plain(perch.address("http"));
+    assert_eq!(idle.get("a", "/").text(), "now");
 
     perch.upgrade();
-    eventually(PATIENCE, || perch.stderr().contains("Draining."));
+    assert!(idle.is_closed_within(PATIENCE));
     assert_eq!(Client::plain(perch.address("http")).get("a", "/").text(), "now");
     assert!(!has_ended(perch.pids[0]));
     backend.open_gate();

@@ -226,9 +226,9 @@ fn http2_under_load_loses_no_request_in_a_drain() {
     let clients: Vec<_> = (0..4)
         .map(|_| {
             let served = served.clone();
+            let mut client = runtime.block_on(h2::H2::tls(address, "localhost"));
             runtime.spawn(async move {
                 let mut failures = Vec::new();
-                let mut client = h2::H2::tls(address, "localhost").await;
                 // A client that was told to go would open a new connection; here it ends.
                 while let Some(answer) = client.try_get().await {
                     match answer {
@@ -247,6 +247,8 @@ fn http2_under_load_loses_no_request_in_a_drain() {
     for client in clients {
         assert_eq!(runtime.block_on(client).unwrap(), [""; 0]);
     }
+    // What was not answered has not been at an endpoint, either.
+    assert_eq!(front.backend.count(), served.load(Ordering::SeqCst));
     assert_eq!(front.perch.wait(PATIENCE).code(), Some(0), "{}", front.perch.stderr());
 }
 
