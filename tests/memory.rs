@@ -1,6 +1,8 @@
 //! Memory that only a process without neighbours can measure: the one test of its binary, so that no other test runs in the
 //! same process at the same time.
 
+#![allow(clippy::unwrap_used, reason = "this is a test: a panic is how it fails")]
+
 use perch::metrics::{VersionMetrics, handle};
 
 fn resident_mib() -> f64 {
