@@ -219,7 +219,7 @@ pub fn start_with(loaded: Loaded, file: Option<PathBuf>, origin: Origin) -> Resu
             });
             let tasks = [
                 tokio::spawn(writer.run()),
-                tokio::spawn(checks::run(control.clone(), endpoints_tls)),
+                tokio::spawn(checks::run(control.clone(), endpoints_tls, clock)),
                 tokio::spawn(panic::run(control.clone(), clock)),
                 tokio::spawn(resolve::run(control.clone())),
                 tokio::spawn(while_it_may(stop.clone(), ramp::run(control.clone(), clock, leads))),

@@ -34,6 +34,7 @@ pub(crate) fn config(services: usize, endpoints: usize) -> Config {
         limits: ServiceLimits::default(),
         health: None,
         ejection: Ejection { consecutive_failures: 5, duration: second, max_percent: 50 },
+        slow_start: Duration::ZERO,
         rollout: perch::config::Rollout::default(),
         versions: vec![version(n, "stable", 90.0, 0), version(n, "canary", 10.0, 1)],
     };

@@ -368,7 +368,7 @@ fn explain_says_what_the_data_path_decides() {
     let snapshot = admin.state.published.load();
     let hello = &snapshot.services[0];
     // One endpoint is out, and every third client is remembered.
-    hello.versions[0].endpoints[0].health.set_healthy(false);
+    hello.versions[0].endpoints[0].health.set_healthy(false, 0);
     let clients: Vec<std::net::IpAddr> = (0..60).map(|n| [10, 0, n, 7].into()).collect();
     for address in clients.iter().step_by(3) {
         let client = Client { address: *address, roll: 0, forced: None };

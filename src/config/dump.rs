@@ -226,6 +226,7 @@ fn service(service: &Service) -> Value {
                 "maxPercent": service.ejection.max_percent,
             })),
         ),
+        ("slowStart", some(time(service.slow_start))),
         ("rollout", some(rollout(&service.rollout))),
         ("versions", some(service.versions.iter().map(version).collect::<Value>())),
     ])

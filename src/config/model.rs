@@ -240,6 +240,8 @@ pub struct Service {
     pub limits: ServiceLimits,
     pub health: Option<HealthCheck>,
     pub ejection: Ejection,
+    /// For how long the share of an endpoint grows that has just come (back); 0: it has all of it at once.
+    pub slow_start: Duration,
     pub rollout: Rollout,
     pub versions: Vec<Version>,
 }

@@ -72,6 +72,7 @@ fn service(node: &Node<'_>, names: &mut Names) -> Option<(Option<String>, Option
         limits: map.take("limits").map_or_else(ServiceLimits::default, |n| limits(&n)),
         health: map.take("health").and_then(|n| health(&n)),
         ejection: map.take("ejection").map_or_else(Ejection::default, |n| ejection(&n)),
+        slow_start: map.duration("slowStart", Duration::ZERO, Duration::ZERO..=*TIMEOUT.end()),
         rollout,
         versions: Vec::new(),
     };

@@ -17,6 +17,7 @@ use super::random;
 use super::writer::Control;
 use crate::config::{EndpointProtocol, HealthCheck};
 use crate::endpoint_tls::{Client, EndpointsTls, is_http2};
+use crate::state::clock::Clock;
 use crate::state::snapshot::{Endpoint, EndpointId, Snapshot};
 
 /// A new endpoint's first check comes within this time (or one interval), spread out.
@@ -26,12 +27,12 @@ const FIRST_WITHIN: Duration = Duration::from_secs(2);
 const HEAD_BYTES: usize = 8 * 1024;
 
 /// Follows the snapshots: one task per endpoint that has a check. Ends with the writer.
-pub async fn run(control: Control, endpoints_tls: EndpointsTls) {
+pub async fn run(control: Control, endpoints_tls: EndpointsTls, clock: Clock) {
     let mut generations = control.generations();
     let mut tasks = JoinSet::new();
     let mut running: HashMap<EndpointId, Running> = HashMap::new();
     loop {
-        follow(&control.snapshot(), &endpoints_tls, &mut running, &mut tasks);
+        follow(&control.snapshot(), &endpoints_tls, clock, &mut running, &mut tasks);
         // Results of ended tasks would pile up.
         while tasks.try_join_next().is_some() {}
         if generations.changed().await.is_err() {
@@ -50,6 +51,7 @@ struct Running {
 fn follow(
     snapshot: &Snapshot,
     endpoints_tls: &EndpointsTls,
+    clock: Clock,
     running: &mut HashMap<EndpointId, Running>,
     tasks: &mut JoinSet<()>,
 ) {
@@ -66,14 +68,14 @@ fn follow(
                 known.task.abort();
             }
             let labels = Labels { service: service.name.clone(), version: version.name.clone() };
-            let task = tasks.spawn(watch(labels, endpoints_tls.clone(), endpoint.clone(), check.clone()));
+            let task = tasks.spawn(watch(labels, endpoints_tls.clone(), endpoint.clone(), check.clone(), clock));
             running.insert(endpoint.id, Running { check: check.clone(), endpoint: endpoint.clone(), task });
         }
     }
     for left in before.values() {
         left.task.abort();
         // Nobody looks any more, so nothing speaks against it.
-        left.endpoint.health.set_healthy(true);
+        left.endpoint.health.set_healthy(true, clock.now());
     }
 }
 
@@ -109,7 +111,7 @@ impl Streak {
     }
 }
 
-async fn watch(labels: Labels, endpoints_tls: EndpointsTls, endpoint: Arc<Endpoint>, check: HealthCheck) {
+async fn watch(labels: Labels, endpoints_tls: EndpointsTls, endpoint: Arc<Endpoint>, check: HealthCheck, clock: Clock) {
     let target = SocketAddr::new(endpoint.address.ip(), check.port.unwrap_or(endpoint.address.port()));
     let mut streak = Streak::default();
     sleep(check.interval.min(FIRST_WITHIN).mul_f64(random())).await;
@@ -134,7 +136,7 @@ async fn watch(labels: Labels, endpoints_tls: EndpointsTls, endpoint: Arc<Endpoi
         };
         let is_first = streak.is_healthy.is_none();
         let Some(is_healthy) = streak.add(result.is_ok(), &check) else { continue };
-        endpoint.health.set_healthy(is_healthy);
+        endpoint.health.set_healthy(is_healthy, clock.now());
         let (service, version, endpoint) = (&labels.service, &labels.version, endpoint.address);
         match result {
             Ok(()) if is_first => debug!(%service, %version, %endpoint, "Endpoint passes its check."),

@@ -18,6 +18,7 @@ pub mod reweigh;
 pub mod rollout;
 pub mod route;
 pub mod slices;
+pub mod slow_start;
 pub mod split;
 pub mod stats;
 pub mod target;

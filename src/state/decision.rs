@@ -9,6 +9,7 @@ use super::pins::{Pin, Pins};
 use super::snapshot::{Endpoint, Service, Version};
 use crate::config::Affinity;
 use crate::decide::choose::{Asker, two_choices};
+use crate::decide::slow_start;
 use crate::decide::{ClientKey, Forced, Hold, NoVersion, Why};
 use crate::metrics::Flip;
 
@@ -131,8 +132,12 @@ fn is_usable(service: &Service, version: usize, now: u64) -> bool {
 
 /// Where a client goes that is not pinned to a usable endpoint.
 fn first_choice(version: &Version, key: ClientKey, now: u64) -> Option<Arc<Endpoint>> {
-    let usable = |i: usize| version.endpoints.get(i).is_some_and(|e| version.takes(e, now));
-    version.places.choose(key, usable).and_then(|i| version.endpoints.get(i)).cloned()
+    let takes = |i: usize| version.endpoints.get(i).is_some_and(|e| version.takes(e, now));
+    let who = slow_start::who(key);
+    let is_warm = |i: usize| version.endpoints.get(i).is_some_and(|e| version.lets_in(e, who, now));
+    // The one that was warm enough for all may have gone while the others were asked.
+    let found = version.places.choose(key, |i| takes(i) && is_warm(i)).or_else(|| version.places.choose(key, takes));
+    found.and_then(|i| version.endpoints.get(i)).cloned()
 }
 
 /// Two random choices on requests in flight; the first usable one from there when neither is.
@@ -142,18 +147,12 @@ fn least_busy(version: &Version, roll: u64, now: u64) -> Option<Arc<Endpoint>> {
         return None;
     }
     let (a, b) = two_choices(roll, n);
-    let busy = |i: usize| {
-        version
-            .endpoints
-            .get(i)
-            .filter(|e| version.takes(e, now))
-            .map_or(u32::MAX, |e| e.in_flight.load(Ordering::Relaxed))
-    };
+    let takes = |i: usize| version.endpoints.get(i).filter(|e| version.takes(e, now));
+    let lets_in = |i: usize| takes(i).filter(|e| version.lets_in(e, roll, now));
+    let busy = |i: usize| lets_in(i).map_or(u32::MAX, |e| e.in_flight.load(Ordering::Relaxed));
     let best = if busy(b) < busy(a) { b } else { a };
-    (0..n)
-        .map(|step| (best + step) % n)
-        .find_map(|i| version.endpoints.get(i).filter(|e| version.takes(e, now)))
-        .cloned()
+    let from_there = || (0..n).map(|step| (best + step) % n);
+    from_there().find_map(lets_in).or_else(|| from_there().find_map(takes)).cloned()
 }
 
 /// Another usable endpoint of the same version that `may` be asked; never one of another version.
@@ -164,10 +163,12 @@ pub fn another(version: &Version, may: impl Fn(&Arc<Endpoint>) -> bool, roll: u6
         return None;
     }
     let (start, _) = two_choices(roll, n);
-    (0..n)
-        .filter_map(|step| version.endpoints.get((start + step) % n))
-        .find(|e| version.takes(e, now) && may(e))
-        .cloned()
+    let others = || {
+        let all = (0..n).filter_map(|step| version.endpoints.get((start + step) % n));
+        all.filter(|e| version.takes(e, now) && may(e))
+    };
+    // What others cannot take is better off at a cold one than nowhere.
+    others().find(|e| version.lets_in(e, roll, now)).or_else(|| others().next()).cloned()
 }
 
 fn flip_reason(last: &Pin, next: &Decision, service: &Service) -> Flip {

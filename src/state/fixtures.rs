@@ -36,6 +36,7 @@ pub(crate) fn service(name: &str, versions: &[(&str, f64, &[&str])]) -> ServiceC
         limits: ServiceLimits::default(),
         health: None,
         ejection: Ejection { consecutive_failures: 5, duration: SECOND, max_percent: 50 },
+        slow_start: Duration::ZERO,
         rollout: crate::config::Rollout::default(),
         versions: versions
             .iter()

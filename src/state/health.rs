@@ -21,6 +21,8 @@ pub struct Health {
     /// Ejections without a success in between.
     ejections: AtomicU32,
     ejected_until: AtomicU64,
+    /// When it joined endpoints that served already, or passed its checks again; 0: never.
+    came: AtomicU64,
 }
 
 const UNHEALTHY: u8 = 1;
@@ -64,6 +66,21 @@ impl Condition {
 }
 
 impl Health {
+    /// Of an endpoint that joins others which serve already.
+    #[must_use]
+    pub fn joining(now: u64) -> Self {
+        Self { came: AtomicU64::new(now), ..Self::default() }
+    }
+
+    /// For how long it can have been in use since it last came: joined, passed its checks again, or was no longer ejected.
+    #[must_use]
+    pub fn age(&self, now: u64) -> u64 {
+        match self.came.load(Ordering::Relaxed).max(self.ejected_until.load(Ordering::Relaxed)) {
+            0 => u64::MAX,
+            came => now.saturating_sub(came),
+        }
+    }
+
     /// May take a new request at `now` ([`super::clock::Clock`]): not gone, not draining, checks pass (or never ran), not
     /// ejected.
     #[must_use]
@@ -149,7 +166,11 @@ impl Health {
     }
 
     /// The active check's verdict; `true` also when there is no check any more.
-    pub fn set_healthy(&self, healthy: bool) {
+    pub fn set_healthy(&self, healthy: bool, now: u64) {
+        // First, as nobody is to find it back and long in use.
+        if healthy && self.out.load(Ordering::Relaxed) & UNHEALTHY != 0 {
+            self.came.store(now, Ordering::Relaxed);
+        }
         self.set(UNHEALTHY, !healthy);
     }
 

@@ -16,4 +16,6 @@ pub mod publish;
 mod restarts;
 #[cfg(test)]
 mod simulation;
+#[cfg(test)]
+mod slow_start;
 pub mod snapshot;

@@ -165,7 +165,7 @@ fn weights_that_changed_while_perch_was_down_drain_as_if_it_had_been_there() {
 fn who_took_shelter_returns_to_its_draining_version() {
     let (world, _) = drained_and_restarted();
     let service = world.service();
-    let health = |is_up| service.versions[1].endpoints.iter().for_each(|e| e.health.set_healthy(is_up));
+    let health = |is_up| service.versions[1].endpoints.iter().for_each(|e| e.health.set_healthy(is_up, 0));
     let clients: Vec<u32> = (0..100).filter(|n| world.ask(*n, 2 * MINUTE).0 == "canary").collect();
     assert!(clients.len() > 30);
 
@@ -182,7 +182,7 @@ fn who_took_shelter_returns_to_its_draining_version() {
 fn who_took_shelter_before_the_drain_began_returns_as_well() {
     let mut world = World::start(hello(&[50.0, 50.0]), Rollouts::default(), 0);
     let service = world.service();
-    let health = |is_up| service.versions[1].endpoints.iter().for_each(|e| e.health.set_healthy(is_up));
+    let health = |is_up| service.versions[1].endpoints.iter().for_each(|e| e.health.set_healthy(is_up, 0));
     health(false);
     let clients: Vec<u32> = (0..100).filter(|n| world.ask(*n, 1_000).1 == Why::WhenEmpty).collect();
     assert!(clients.len() > 30);

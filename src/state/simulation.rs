@@ -81,7 +81,7 @@ impl World {
             2 | 3 => {
                 let service = self.service();
                 for endpoint in service.versions.iter().flat_map(|v| &v.endpoints) {
-                    endpoint.health.set_healthy(self.dice.roll(3) > 0);
+                    endpoint.health.set_healthy(self.dice.roll(3) > 0, self.now);
                 }
             }
             4 => self.now += self.dice.roll(60_000),
@@ -193,6 +193,7 @@ fn some_service(seed: u64, dice: &mut Dice) -> ServiceConfig {
         affinity: Affinity::ClientIp { prefix: KeyPrefix::default(), timeout: TIMEOUT },
         health: (dice.roll(2) == 0).then_some(health),
         on_decrease: dice.rule(),
+        slow_start: Duration::from_secs(dice.roll(2) * 60),
         when_empty: if dice.roll(4) == 0 { WhenEmpty::Fail } else { WhenEmpty::Fallback },
         ..service(&format!("simulated-{seed}"), &versions)
     }

@@ -10,6 +10,7 @@ use crate::decide::Policy;
 use crate::decide::places::Places;
 use crate::decide::rollout::Rollouts;
 use crate::decide::route::RouteTable;
+use crate::decide::slow_start;
 use crate::metrics::{ServiceMetrics, VersionMetrics};
 use crate::state::health::{Health, RetryBudget};
 
@@ -87,6 +88,8 @@ pub struct Version {
     pub metrics: Arc<VersionMetrics>,
     /// Shared by all snapshots that have the version; see [`super::panic`].
     pub panic: Arc<AtomicBool>,
+    /// In milliseconds; 0: off. See [`slow_start`].
+    pub slow_start: u64,
 }
 
 impl Version {
@@ -94,6 +97,29 @@ impl Version {
     #[must_use]
     pub fn takes(&self, endpoint: &Endpoint, now: u64) -> bool {
         endpoint.health.is_usable(now) || (self.is_panicking() && endpoint.health.is_serving())
+    }
+
+    /// Whether an endpoint of its that [takes](Self::takes) requests is warm enough for this newcomer: a client
+    /// ([`slow_start::who`]) or a request's roll. At least one of them is for everyone.
+    #[must_use]
+    pub fn lets_in(&self, endpoint: &Endpoint, who: u64, now: u64) -> bool {
+        if self.slow_start == 0 {
+            return true;
+        }
+        let part = |e: &Endpoint| slow_start::part(e.health.age(now), self.slow_start);
+        let own = part(endpoint);
+        // In a panic all are needed, and those that fail their checks count for warm.
+        if own == slow_start::FULL || self.is_panicking() {
+            return true;
+        }
+        let mut most = own;
+        for other in self.endpoints.iter().filter(|e| e.health.is_usable(now)) {
+            most = most.max(part(other));
+            if most == slow_start::FULL {
+                break;
+            }
+        }
+        slow_start::lets_in(who, endpoint.seed, own, most)
     }
 
     /// Checks and ejections are not believed.

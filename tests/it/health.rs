@@ -40,6 +40,62 @@ fn a_dead_endpoint_is_out_soon_and_back_when_it_lives() {
 }
 
 #[test]
+fn an_endpoint_that_joins_gets_its_share_of_newcomers_slowly() {
+    let old = TestBackend::named("old");
+    let front = |slow: &str, endpoints: &[SocketAddr]| config("", &format!("slowStart: {slow}"), endpoints);
+    let perch = TestPerch::start(&front("1h", &[old.address()]));
+    let new = TestBackend::named("new");
+    let generation = |n: f64| eventually(PATIENCE, || perch.metric("perch_config_generation") == Some(n));
+    let mut newcomers = (0..).map(|n: u32| std::net::IpAddr::from(std::net::Ipv4Addr::from_bits(0x7f01_0001 + n)));
+    let at_new = |newcomers: &mut dyn Iterator<Item = std::net::IpAddr>| {
+        let before = new.count();
+        newcomers.take(200).for_each(|user| {
+            assert_eq!(Client::plain_from(user, perch.address("http")).get("a", "/").status, 200);
+        });
+        new.count() - before
+    };
+
+    // A tenth of its half at first.
+    perch.rewrite_config(&front("1h", &[old.address(), new.address()]));
+    generation(2.0);
+    let cold = at_new(&mut newcomers);
+    assert!((1..=25).contains(&cold), "{cold} of 200");
+
+    // What it came with is kept; only the window is over.
+    perch.rewrite_config(&front("1ms", &[old.address(), new.address()]));
+    generation(3.0);
+    let warm = at_new(&mut newcomers);
+    assert!((65..=135).contains(&warm), "{warm} of 200");
+}
+
+#[test]
+fn an_endpoint_that_passes_its_checks_again_warms_up() {
+    let backends = ["a", "b"].map(TestBackend::named);
+    backends.iter().for_each(|backend| checked(backend, true));
+    let check = "health: {path: /ready, interval: 50ms, timeout: 2s, rise: 1, fall: 1, panicPercent: 0}";
+    let endpoints = backends.each_ref().map(TestBackend::address);
+    let perch = TestPerch::start(&config("", &format!("affinity: None\nslowStart: 2s\n{check}"), &endpoints));
+    let asked = |backend: &TestBackend| backend.seen().iter().filter(|seen| seen.target() == "/").count();
+    let part = || {
+        let before = asked(&backends[0]);
+        let mut client = Client::plain(perch.address("http"));
+        (0..100).for_each(|_| assert_eq!(client.get("a", "/").status, 200));
+        asked(&backends[0]) - before
+    };
+
+    checked(&backends[0], false);
+    eventually(PATIENCE, || states(&perch)[0] == "unhealthy");
+    assert_eq!(part(), 0);
+    checked(&backends[0], true);
+    eventually(PATIENCE, || states(&perch)[0] == "ready");
+
+    // It may have a few of the first ones, and has its half at the end.
+    let first = part();
+    assert!(first < 40, "{first} of 100");
+    eventually(PATIENCE, || part() > 40);
+}
+
+#[test]
 fn one_endpoint_always_stays_however_bad() {
     let bad = [(); 2].map(|()| TestBackend::scripted(|_| vec![Act::Send(b"nonsense\r\n\r\n".to_vec()), Act::Close]));
     let service = "ejection: {consecutiveFailures: 1, duration: 1m, maxPercent: 100}";

@@ -58,7 +58,7 @@ async fn start(service: Service) -> (Control, Arc<Endpoint>) {
     let (writer, control) =
         Writer::start(config(vec![service]), Clock::start(), Arc::new(Pins::new(10))).await.unwrap();
     tokio::spawn(writer.run());
-    tokio::spawn(run(control.clone(), EndpointsTls::default()));
+    tokio::spawn(run(control.clone(), EndpointsTls::default(), Clock::start()));
     let endpoint = control.snapshot().services[0].versions[0].endpoints[0].clone();
     (control, endpoint)
 }

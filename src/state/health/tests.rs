@@ -117,7 +117,7 @@ fn the_cap_keeps_half_and_always_one() {
 
     eject(&version[0], 0);
     assert!(allows(4, 50) && !allows(3, 50) && !allows(2, 100));
-    version[1].set_healthy(false);
+    version[1].set_healthy(false, 0);
     version[2].set_draining(true);
     assert!(!allows(4, 100), "the last usable one stays");
 }
@@ -126,7 +126,7 @@ fn the_cap_keeps_half_and_always_one() {
 fn the_most_final_condition_is_told() {
     let health = Health::default();
 
-    health.set_healthy(false);
+    health.set_healthy(false, 0);
     assert_eq!(health.condition(0), Condition::Unhealthy);
     health.set_draining(true);
     assert_eq!(health.condition(0), Condition::Draining);
@@ -139,8 +139,8 @@ fn the_most_final_condition_is_told() {
 fn a_passing_check_brings_it_back() {
     let health = Health::default();
 
-    health.set_healthy(false);
-    health.set_healthy(true);
+    health.set_healthy(false, 0);
+    health.set_healthy(true, 0);
 
     assert!(health.is_usable(0));
 }

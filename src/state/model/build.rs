@@ -14,6 +14,7 @@ use crate::decide::choose::endpoint_seed;
 use crate::decide::places::Places;
 use crate::decide::rollout::Rollout;
 use crate::decide::{Hold, Policy, Recall, Salt, Split, Weight};
+use crate::state::clock::millis;
 use crate::state::health::{Health, RetryBudget};
 use crate::state::inheritance::Inherited;
 use crate::state::snapshot::{Endpoint, Service, Version};
@@ -61,7 +62,8 @@ impl ServiceBuild<'_> {
                 None => Arc::new(Places::new(endpoints.iter().map(|e| e.seed))),
             };
             let panic = before.map_or_else(Arc::default, |b| b.panic.clone());
-            versions.push(Version { id, name: version.name.clone(), endpoints, places, metrics, panic });
+            let slow_start = millis(config.slow_start);
+            versions.push(Version { id, name: version.name.clone(), endpoints, places, metrics, panic, slow_start });
         }
         let recalls = self.deadlines.recalls(config, self.rollout, salt, &holds);
         let policy = Policy { split, when_empty: config.when_empty, holds, recalls };
@@ -114,6 +116,8 @@ impl ServiceBuild<'_> {
         }
         let known: HashMap<(SocketAddr, Option<&str>), &Arc<Endpoint>> =
             before.into_iter().flat_map(|v| &v.endpoints).map(|e| ((e.address, e.pod.as_deref()), e)).collect();
+        // Where nobody serves yet, as at perch's own start, there is no one to spare a newcomer.
+        let is_joining = !known.is_empty();
         let mut seen = HashSet::with_capacity(version.endpoints.len());
         let mut endpoints = Vec::with_capacity(version.endpoints.len());
         let mut add = |address: SocketAddr, pod: Option<&Arc<str>>, name: &dyn Fn() -> String| {
@@ -133,7 +137,7 @@ impl ServiceBuild<'_> {
                     // The address, not the name: two addresses of one name are two endpoints.
                     seed: endpoint_seed(&address.to_string()),
                     in_flight: AtomicU32::new(0),
-                    health: Health::default(),
+                    health: if is_joining { Health::joining(self.now) } else { Health::default() },
                 }),
             });
             Ok(())

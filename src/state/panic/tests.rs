@@ -31,7 +31,7 @@ fn two_versions(panic_percent: u8, when_empty: WhenEmpty) -> Arc<Service> {
 
 fn fail(service: &Service, version: usize, count: usize) {
     let endpoints = &service.versions[version].endpoints;
-    endpoints.iter().enumerate().for_each(|(i, e)| e.health.set_healthy(i >= count));
+    endpoints.iter().enumerate().for_each(|(i, e)| e.health.set_healthy(i >= count, 0));
 }
 
 fn panicking(service: &Service) -> Vec<bool> {
