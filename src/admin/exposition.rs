@@ -60,7 +60,8 @@ fn picture(text: &mut Text, state: &AdminState) {
             }
             panics.push(sample(&labels, float(u64::from(version.is_panicking()))));
             for condition in Condition::ALL {
-                let count = version.endpoints.iter().filter(|e| e.health.condition(now) == condition).count();
+                let known = version.endpoints.iter().filter(|e| e.health.condition(now) == condition).count();
+                let count = if condition == Condition::NotReady { version.unready.len() } else { known };
                 endpoints.push(sample(&[labels[0], labels[1], ("state", condition.as_str())], float(count)));
             }
         }

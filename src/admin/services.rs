@@ -76,6 +76,7 @@ struct Version {
     is_panicking: bool,
     /// That are healthy now.
     endpoints_ready: usize,
+    /// And those that the cluster names as not ready.
     endpoints_total: usize,
     endpoints: Vec<Endpoint>,
 }
@@ -154,7 +155,7 @@ fn shape(
         recent: state.live.recent.last_minute(version, now),
         is_panicking: version.is_panicking(),
         endpoints_ready: version.endpoints.iter().filter(|e| e.health.is_usable(now)).count(),
-        endpoints_total: version.endpoints.len(),
+        endpoints_total: version.endpoints.len() + version.unready.len(),
         endpoints: version
             .endpoints
             .iter()
@@ -164,6 +165,12 @@ fn shape(
                 state: endpoint.health.condition(now),
                 in_flight: endpoint.in_flight.load(Ordering::Relaxed),
             })
+            .chain(version.unready.iter().map(|address| Endpoint {
+                address: address.to_string(),
+                name: address.to_string(),
+                state: Condition::NotReady,
+                in_flight: 0,
+            }))
             .collect(),
     });
     Service {

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
 
-use self::live::{Done, Live};
+use self::live::{Done, Live, Seen};
 use super::writer::Control;
 use crate::decide::guard::{Report, Window};
 use crate::decide::ramp::RampState;
@@ -21,7 +21,7 @@ use crate::decide::rollout::verb::Verb;
 use crate::metrics;
 use crate::state::clock::Clock;
 use crate::state::model::Change;
-use crate::state::snapshot::{EndpointId, Service};
+use crate::state::snapshot::{Service, Version};
 
 mod live;
 mod webhook;
@@ -191,9 +191,13 @@ fn told(service: &Service, shown: &Shown, done: &Done) {
 }
 
 /// The endpoints of a version, to see that they changed.
-fn endpoints(snapshot: &Service, version: &str) -> Vec<EndpointId> {
-    let of = snapshot.versions.iter().filter(|v| *v.name == *version).flat_map(|v| &v.endpoints);
-    of.map(|e| e.id).collect()
+fn endpoints(snapshot: &Service, version: &str) -> Vec<Seen> {
+    let of = snapshot.versions.iter().filter(|v| *v.name == *version);
+    let seen = |v: &Version| {
+        let unready = v.unready.iter().copied().map(Seen::Unready);
+        v.endpoints.iter().map(|e| Seen::Endpoint(e.id)).chain(unready).collect::<Vec<_>>()
+    };
+    of.flat_map(seen).collect()
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ impl Handover {
 
     /// The endpoints to use, after a reading. `is_gone` is asked of the uids of pods.
     pub fn take(&mut self, reading: Reading, is_gone: impl Fn(&str) -> bool, now: u64) -> Vec<Discovered> {
-        let Reading { usable, ending, named, awaited } = reading;
+        let Reading { usable, ending, named, awaited, unready: _ } = reading;
         if !usable.is_empty() {
             let last = |e: &Discovered| Last { is_good: !ending.contains(&e.address), endpoint: e.clone() };
             *self = Self { last: usable.iter().map(last).collect(), since: None };

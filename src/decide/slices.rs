@@ -63,6 +63,15 @@ pub struct Discovered {
     pub is_draining: bool,
 }
 
+/// What a source has, to be told: cheap to clone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Members {
+    /// To send requests to.
+    pub usable: Arc<[Discovered]>,
+    /// There as well, and never sent anything: see [`Reading::unready`].
+    pub unready: Arc<[SocketAddr]>,
+}
+
 /// Whether the pod of an endpoint is one of those that are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Chosen {
@@ -79,6 +88,9 @@ pub struct Reading {
     pub usable: Vec<Discovered>,
     /// Of these, the ones that the cluster calls terminating, though they may be all there is.
     pub ending: BTreeSet<SocketAddr>,
+    /// Those of the source that are not to be used: not ready, or terminating and no longer serving. Each once and in
+    /// order, so that with the usable ones they are all that the source has.
+    pub unready: Vec<SocketAddr>,
     /// Every address that is named at all, whatever its state and whoever's it is.
     pub named: BTreeSet<SocketAddr>,
     /// What may become usable: not ready yet, or of a pod that is not known yet. An address or a pod, or both.
@@ -107,6 +119,7 @@ pub fn read<'a>(
 ) -> Reading {
     let mut reading = Reading::default();
     let mut found: BTreeMap<SocketAddr, Discovered> = BTreeMap::new();
+    let mut unready: BTreeMap<SocketAddr, BTreeSet<Option<Arc<str>>>> = BTreeMap::new();
     for slice in slices {
         for number in slice.ports.iter().filter_map(|p| p.number_for(port)) {
             for endpoint in &slice.endpoints {
@@ -119,6 +132,9 @@ pub fn read<'a>(
                     Chosen::Yes => true,
                 };
                 let Some(is_draining) = endpoint.is_draining().filter(|_| is_chosen) else {
+                    if is_chosen {
+                        unready.entry(address).or_default().insert(pod.clone());
+                    }
                     if endpoint.terminating != Some(true) {
                         reading.awaited.push((Some(address), pod));
                     }
@@ -136,6 +152,15 @@ pub fn read<'a>(
     }
     let on_v4: HashSet<Arc<str>> =
         found.values().filter(|d| d.address.is_ipv4()).filter_map(|d| d.pod.clone()).collect();
+    // The IPv4 addresses come first, so that one pod is one endpoint here as well.
+    let mut counted: HashSet<Arc<str>> = found.values().filter_map(|d| d.pod.clone()).collect();
+    for (address, pods) in unready {
+        let is_new = pods.iter().any(|pod| pod.as_ref().is_none_or(|uid| !counted.contains(uid)));
+        if is_new && !found.contains_key(&address) {
+            reading.unready.push(address);
+        }
+        counted.extend(pods.into_iter().flatten());
+    }
     reading.usable = found
         .into_values()
         .filter(|d| d.address.is_ipv4() || !d.pod.as_ref().is_some_and(|uid| on_v4.contains(uid)))
@@ -289,8 +314,26 @@ mod tests {
         });
 
         assert_eq!(shown(&found.usable), ["10.0.0.2:8080/b"]);
+        assert!(found.unready.is_empty(), "nobody's, or another version's");
         assert_eq!(found.awaited, [(Some("10.0.0.3:8080".parse().unwrap()), None)], "unknown is not no");
         assert_eq!(found.named.len(), 3);
+    }
+
+    #[test]
+    fn what_is_not_to_be_used_is_there_all_the_same_and_counts_once() {
+        let unready = |address: &str, uid: &str| SliceEndpoint { ready: Some(false), ..endpoint(address, uid) };
+        let slices = [
+            slice(&[endpoint("10.0.0.1", "a"), unready("10.0.0.2", "b"), terminating("10.0.0.3", "c", false)]),
+            // Twice in the slices, an address that passed on, and the other family of pods that are counted.
+            slice(&[unready("10.0.0.2", "b"), terminating("10.0.0.1", "z", false)]),
+            slice(&[unready("2001:db8::1", "a"), unready("2001:db8::2", "b"), unready("2001:db8::4", "d")]),
+        ];
+
+        let found = read(&slices, &Port::Name("http".into()), |_| Chosen::Yes);
+
+        assert_eq!(shown(&found.usable), ["10.0.0.1:8080/a"]);
+        let unready: Vec<String> = found.unready.iter().map(ToString::to_string).collect();
+        assert_eq!(unready, ["10.0.0.2:8080", "10.0.0.3:8080", "[2001:db8::4]:8080"]);
     }
 
     #[test]
@@ -342,9 +385,12 @@ mod tests {
             let mut others = sorted(&other);
             others.reverse();
 
-            let found = all(&slices);
+            let whole = |slices: &[Slice]| read(slices, &Port::Name("http".into()), |_| Chosen::Yes);
+            let (found, unready) = (all(&slices), whole(&slices).unready);
 
             prop_assert_eq!(&found, &all(&others));
+            prop_assert_eq!(&unready, &whole(&others).unready);
+            prop_assert!(unready.iter().all(|a| found.iter().all(|d| d.address != *a)));
             prop_assert!(found.windows(2).all(|w| w[0].address < w[1].address));
             prop_assert!(found.is_empty() || found.iter().any(|d| !d.is_draining));
         }

@@ -204,12 +204,13 @@ pub fn slices(bytes: &[u8]) {
             let mut awaited = reading.awaited.clone();
             awaited.sort();
             awaited.dedup();
-            (reading.usable.clone(), reading.ending.clone(), reading.named.clone(), awaited)
+            (reading.usable.clone(), reading.ending.clone(), reading.unready.clone(), reading.named.clone(), awaited)
         };
         assert_eq!(without_order(&reading), without_order(&again), "{port}");
         let addresses: Vec<_> = reading.usable.iter().map(|d| d.address).collect();
         assert!(addresses.is_sorted() && addresses.windows(2).all(|two| two[0] != two[1]), "{addresses:?}");
         assert!(addresses.iter().all(|address| reading.named.contains(address)));
+        assert!(reading.unready.iter().all(|a| reading.named.contains(a) && !addresses.contains(a)));
         assert!(reading.ending.iter().all(|address| addresses.contains(address)));
         let all_draining = !reading.usable.is_empty() && reading.usable.iter().all(|d| d.is_draining);
         assert!(!all_draining, "nothing left to send new users to");

@@ -40,6 +40,8 @@ pub enum Condition {
     Gone,
     /// On its way out; requests in flight and connections finish.
     Draining,
+    /// Named by the cluster as not ready, and so never used: [`super::snapshot::Version::unready`].
+    NotReady,
     /// Its active check fails.
     Unhealthy,
     /// Out for a while after failures in a row.
@@ -50,7 +52,8 @@ pub enum Condition {
 
 impl Condition {
     /// All, in the order of the API and the metrics.
-    pub const ALL: [Self; 5] = [Self::Ready, Self::Ejected, Self::Unhealthy, Self::Draining, Self::Gone];
+    pub const ALL: [Self; 6] =
+        [Self::Ready, Self::Ejected, Self::Unhealthy, Self::NotReady, Self::Draining, Self::Gone];
 
     /// The word.
     #[must_use]
@@ -58,6 +61,7 @@ impl Condition {
         match self {
             Self::Gone => "gone",
             Self::Draining => "draining",
+            Self::NotReady => "not-ready",
             Self::Unhealthy => "unhealthy",
             Self::Ejected => "ejected",
             Self::Ready => "ready",

@@ -83,6 +83,9 @@ pub struct Version {
     pub id: VersionId,
     pub name: Arc<str>,
     pub endpoints: Vec<Arc<Endpoint>>,
+    /// Where the cluster names endpoints that are not to be used, as they are not ready. Nothing is decided on them:
+    /// they are here to be shown.
+    pub unready: Arc<[SocketAddr]>,
     /// The endpoints again, for the choice of one. Kept by identity while the set stays the same.
     pub places: Arc<Places>,
     pub metrics: Arc<VersionMetrics>,

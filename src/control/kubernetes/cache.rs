@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::config::{KubernetesService, KubernetesSource};
-use crate::decide::slices::Discovered;
+use crate::decide::slices::{Discovered, Members};
 use crate::state::model::ClusterNews;
 
 /// What is in the file.
@@ -36,7 +36,10 @@ pub fn load(file: &Path) -> ClusterNews {
         }
     };
     match serde_json::from_slice(&bytes) {
-        Ok(File { version: VERSION, endpoints, affinities }) => ClusterNews { endpoints, affinities },
+        Ok(File { version: VERSION, endpoints, affinities }) => {
+            let members = |usable| Members { usable, ..Members::default() };
+            ClusterNews { endpoints: endpoints.into_iter().map(|(s, e)| (s, members(e))).collect(), affinities }
+        }
         Ok(File { version, .. }) => {
             warn!(file = %file.display(), version, "The snapshot cache is of another perch; starting without it.");
             ClusterNews::default()
@@ -51,6 +54,8 @@ pub fn load(file: &Path) -> ClusterNews {
 /// Whole at once: written beside and renamed.
 pub(super) fn store(file: &Path, news: ClusterNews) -> std::io::Result<()> {
     let ClusterNews { endpoints, affinities } = news;
+    // Those that take nothing are of no use at a start.
+    let endpoints = endpoints.into_iter().map(|(source, members)| (source, members.usable)).collect();
     let text = serde_json::to_vec(&File { version: VERSION, endpoints, affinities })?;
     let beside = file.with_extension("tmp");
     std::fs::write(&beside, text)?;
@@ -71,7 +76,7 @@ mod tests {
         };
         let found = Discovered { address: ([10, 0, 0, 1], 80).into(), pod: Some("u".into()), is_draining: true };
         ClusterNews {
-            endpoints: vec![(source, [found].into())],
+            endpoints: vec![(source, Members { usable: [found].into(), ..Members::default() })],
             affinities: vec![(service, Some(Duration::from_secs(60)))],
         }
     }

@@ -9,7 +9,7 @@ use super::picture::Picture;
 use super::streams::{Need, Needs};
 use crate::config::{Config, KubernetesSource};
 use crate::decide::handover::{HOLD_AT_MOST, Handover};
-use crate::decide::slices::Discovered;
+use crate::decide::slices::{Discovered, Members};
 use crate::state::health::Condition;
 use crate::state::snapshot::Snapshot;
 
@@ -26,9 +26,10 @@ impl Handovers {
         picture: &Picture,
         (config, snapshot): (&Config, &Snapshot),
         now: u64,
-    ) -> Option<Vec<Discovered>> {
+    ) -> Option<Members> {
         let Need { source, slices, pods } = need;
-        let reading = picture.reading(source, slices, pods.as_ref())?;
+        let mut reading = picture.reading(source, slices, pods.as_ref())?;
+        let unready = std::mem::take(&mut reading.unready).into();
         let handover = self.0.entry(source.clone()).or_insert_with(|| before(source, config, snapshot, now));
         let held_before = handover.holds_since().is_some();
         let found = handover.take(reading, |uid| picture.is_gone(source, pods.as_ref(), uid), now);
@@ -45,7 +46,7 @@ impl Handovers {
             (true, false) => info!(service, endpoints = found.len(), "A new endpoint is ready; the ones before leave."),
             (true, true) | (false, false) => {}
         }
-        Some(found)
+        Some(Members { usable: found.into(), unready })
     }
 
     /// Whether some are held for too long.

@@ -22,7 +22,7 @@ use self::streams::{Needs, StreamKey};
 use self::watch::{Follower, Heard};
 use super::{Control, jittered};
 use crate::config::{Config, KubernetesSource};
-use crate::decide::slices::Discovered;
+use crate::decide::slices::Members;
 use crate::metrics;
 use crate::readiness::Block;
 use crate::state::clock::Clock;
@@ -221,7 +221,7 @@ struct Running {
 /// What the writer was told last.
 #[derive(Default)]
 struct ClusterTold {
-    endpoints: BTreeMap<KubernetesSource, Arc<[Discovered]>>,
+    endpoints: BTreeMap<KubernetesSource, Members>,
     affinities: BTreeMap<crate::config::KubernetesService, Option<Duration>>,
 }
 
@@ -314,8 +314,7 @@ impl Controller {
             }
             let with = (&*self.config, &*snapshot);
             let Some(found) = self.handovers.endpoints(need, &self.picture, with, now) else { continue };
-            if self.told.endpoints.get(&need.source).is_none_or(|told| **told != *found) {
-                let found: Arc<[Discovered]> = found.into();
+            if self.told.endpoints.get(&need.source) != Some(&found) {
                 self.told.endpoints.insert(need.source.clone(), found.clone());
                 news.endpoints.push((need.source.clone(), found));
             }
@@ -355,7 +354,7 @@ impl Controller {
         let (snapshot, now) = (self.control.snapshot(), self.clock.now());
         let endpoints = needs.sources.iter().filter_map(|need| {
             let found = self.handovers.endpoints(need, &self.picture, (config, &snapshot), now)?;
-            Some((need.source.clone(), found.into()))
+            Some((need.source.clone(), found))
         });
         let affinities = needs
             .affinities

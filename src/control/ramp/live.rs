@@ -1,5 +1,6 @@
 //! One ramp that runs here: its readings, and what a look makes of them.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -52,7 +53,15 @@ struct Readings {
     at: Instant,
     stable: Outcomes,
     canary: Outcomes,
-    endpoints: Vec<EndpointId>,
+    endpoints: Vec<Seen>,
+}
+
+/// What a version has, to see that it changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    Endpoint(EndpointId),
+    /// A pod that starts, or can't: the Deployment rolls.
+    Unready(SocketAddr),
 }
 
 impl Live {

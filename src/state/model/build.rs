@@ -63,7 +63,14 @@ impl ServiceBuild<'_> {
             };
             let panic = before.map_or_else(Arc::default, |b| b.panic.clone());
             let slow_start = millis(config.slow_start);
-            versions.push(Version { id, name: version.name.clone(), endpoints, places, metrics, panic, slow_start });
+            let unready = match (version.kubernetes.as_ref().map(|source| self.cluster.unready(source)), before) {
+                (Some(Some(unready)), _) => unready,
+                // Nobody has asked the cluster yet, as with the endpoints.
+                (Some(None), Some(before)) => before.unready.clone(),
+                (Some(None), None) | (None, _) => Arc::default(),
+            };
+            let name = version.name.clone();
+            versions.push(Version { id, name, endpoints, unready, places, metrics, panic, slow_start });
         }
         let recalls = self.deadlines.recalls(config, self.rollout, salt, &holds);
         let policy = Policy { split, when_empty: config.when_empty, holds, recalls };
@@ -73,7 +80,8 @@ impl ServiceBuild<'_> {
             && !moves
             && before.config == *config
             && has_same_recalls(&before.policy, &policy)
-            && std::iter::zip(&before.versions, &versions).all(|(b, v)| is_same_set(&b.endpoints, &v.endpoints))
+            && std::iter::zip(&before.versions, &versions)
+                .all(|(b, v)| is_same_set(&b.endpoints, &v.endpoints) && b.unready == v.unready)
         {
             return Ok(before.clone());
         }

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{self, Affinity, Config, KubernetesService, KubernetesSource};
-use crate::decide::slices::Discovered;
+use crate::decide::slices::{Discovered, Members};
 use crate::state::snapshot::{Endpoint, Snapshot};
 
 /// What a cluster says now, of the sources and Services that are named in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClusterNews {
-    pub endpoints: Vec<(KubernetesSource, Arc<[Discovered]>)>,
+    pub endpoints: Vec<(KubernetesSource, Members)>,
     /// `sessionAffinity`: the timeout of `ClientIP`, or `None`.
     pub affinities: Vec<(KubernetesService, Option<Duration>)>,
 }
@@ -22,7 +22,7 @@ pub struct ClusterNews {
 /// The last word on each.
 #[derive(Debug, Default)]
 pub(super) struct Cluster {
-    endpoints: HashMap<KubernetesSource, Arc<[Discovered]>>,
+    endpoints: HashMap<KubernetesSource, Members>,
     affinities: HashMap<KubernetesService, Option<Duration>>,
 }
 
@@ -44,7 +44,12 @@ impl Cluster {
 
     /// `None`: nobody has asked yet.
     pub(super) fn endpoints(&self, source: &KubernetesSource) -> Option<&[Discovered]> {
-        self.endpoints.get(source).map(|e| &**e)
+        self.endpoints.get(source).map(|members| &*members.usable)
+    }
+
+    /// Endpoints that take nothing.
+    pub(super) fn unready(&self, source: &KubernetesSource) -> Option<Arc<[SocketAddr]>> {
+        self.endpoints.get(source).map(|members| members.unready.clone())
     }
 
     /// A service with the affinity that its Service asks for, if that is known.
@@ -122,7 +127,8 @@ mod tests {
                 is_draining: text.ends_with('-'),
             }
         };
-        ClusterNews { endpoints: vec![(source(track), endpoints.iter().map(discovered).collect())], affinities: vec![] }
+        let members = Members { usable: endpoints.iter().map(discovered).collect(), ..Members::default() };
+        ClusterNews { endpoints: vec![(source(track), members)], affinities: vec![] }
     }
 
     fn model() -> Model {
@@ -150,6 +156,24 @@ mod tests {
         assert_eq!(after.iter().map(|e| e.address.to_string()).collect::<Vec<_>>(), ["10.0.0.2:80", "10.0.0.3:80"]);
         assert!(Arc::ptr_eq(&before[1], &after[0]));
         assert!(!model.discover(news("stable", &["2/b", "3/c"])));
+    }
+
+    #[test]
+    fn what_is_not_ready_is_shown_and_is_nothing_to_choose() {
+        let mut model = model();
+        learn(&mut model, news("stable", &["1/a"]));
+        let before = model.snapshot().services[0].clone();
+
+        let mut with = news("stable", &["1/a"]);
+        with.endpoints[0].1.unready = ["10.0.0.2:80".parse().unwrap()].into();
+        learn(&mut model, with);
+
+        let after = &model.snapshot().services[0];
+        assert_eq!(*after.versions[0].unready, ["10.0.0.2:80".parse().unwrap()]);
+        assert!(after.versions[1].unready.is_empty());
+        assert!(Arc::ptr_eq(&before.versions[0].endpoints[0], &after.versions[0].endpoints[0]));
+        assert!(Arc::ptr_eq(&before.versions[0].places, &after.versions[0].places), "the choice is the same");
+        assert_eq!(before.epoch, after.epoch);
     }
 
     #[test]

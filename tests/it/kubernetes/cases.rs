@@ -23,6 +23,7 @@ pub(super) const ALL: &[Case] = &[
     ("so does one by pod labels", handover::a_switch_before_they_are_ready_by_labels),
     ("what is not ready or deleted leaves at once", handover::what_is_not_ready_or_deleted_leaves_at_once),
     ("a reload to a service that is not ready yet", handover::a_reload_to_a_service_that_is_not_ready_yet),
+    ("what is not ready is counted and never used", what_is_not_ready_is_counted_and_never_used),
     ("terminating endpoints drain", terminating_endpoints_drain),
     ("both address families are read", both_address_families_are_read),
     ("a service that comes later is found", a_service_that_comes_later_is_found),
@@ -120,6 +121,34 @@ fn terminating_endpoints_drain(cluster: &Cluster) {
     wait_for(&perch, "stable", &["10.1.0.1:80"]);
     cluster.slice(&Slice::of("hello", "hello-1", 80, &[b]));
     wait_for(&perch, "stable", &["10.1.0.2:80"]);
+}
+
+fn what_is_not_ready_is_counted_and_never_used(cluster: &Cluster) {
+    let all: Vec<_> = (1..=4).map(|n| Endpoint::ready(&format!("10.1.0.{n}"), &format!("p{n}"))).collect();
+    cluster.slice(&Slice::of("hello", "hello-1", 80, &all[..3]));
+    let perch = cluster.perch(BY_SERVICE, "");
+    let version = || perch.admin_json("/api/v1/services")["services"][0]["versions"][0].clone();
+    let counts = || (version()["endpointsReady"].as_u64().unwrap(), version()["endpointsTotal"].as_u64().unwrap());
+    let metric =
+        |state| perch.metric(&format!("perch_endpoints{{service=\"hello\",version=\"stable\",state=\"{state}\"}}"));
+    assert_eq!(counts(), (3, 3));
+
+    // A Deployment of three that surges by one; the new pod is in two slices, as while the cluster moves it.
+    let new = all[3].clone().unready();
+    cluster.slice(&Slice::of("hello", "hello-2", 80, std::slice::from_ref(&new)));
+    cluster.slice(&Slice::of("hello", "hello-1", 80, &[&all[..3], &[new]].concat()));
+
+    eventually(PATIENCE, || counts() == (3, 4));
+    let shown = |e: &serde_json::Value| format!("{} {}", e["address"].as_str().unwrap(), e["state"].as_str().unwrap());
+    assert_eq!(shown(&version()["endpoints"][3]), "10.1.0.4:80 not-ready");
+    assert_eq!((metric("ready"), metric("not-ready")), (Some(3.0), Some(1.0)));
+    let explained = perch.admin_json("/api/v1/explain?service=hello&ip=192.0.2.1");
+    assert!(!explained.to_string().contains("10.1.0.4"), "{explained}");
+    assert!(explained.to_string().contains("\"usableEndpoints\":3"), "{explained}");
+    cluster.slice(&Slice::of("hello", "hello-1", 80, &all));
+    cluster.delete("endpointslices", "hello-2");
+    eventually(PATIENCE, || counts() == (4, 4));
+    assert_eq!(metric("not-ready"), Some(0.0));
 }
 
 fn both_address_families_are_read(cluster: &Cluster) {

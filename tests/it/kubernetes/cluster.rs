@@ -231,7 +231,7 @@ pub(super) fn is_ready(perch: &TestPerch) -> bool {
     perch.admin_get("/readyz").status == 200
 }
 
-/// The endpoints of a version: `10.0.0.1:80`, with the state behind when it isn't `ready`.
+/// The endpoints of a version that are not called `not-ready`: `10.0.0.1:80`, with the state behind when it isn't `ready`.
 pub(super) fn endpoints(perch: &TestPerch, version: &str) -> Vec<String> {
     let services = perch.admin_json("/api/v1/services");
     let versions = services["services"][0]["versions"].as_array().unwrap().clone();
@@ -240,7 +240,7 @@ pub(super) fn endpoints(perch: &TestPerch, version: &str) -> Vec<String> {
         "ready" => e["address"].as_str().unwrap().to_owned(),
         state => format!("{} {state}", e["address"].as_str().unwrap()),
     };
-    version["endpoints"].as_array().unwrap().iter().map(shown).collect()
+    version["endpoints"].as_array().unwrap().iter().filter(|e| e["state"] != "not-ready").map(shown).collect()
 }
 
 /// Waits until a version has these endpoints.

@@ -44,8 +44,11 @@ fn while_a_deployment_rolls_the_ramp_waits_and_its_endpoints_are_counted() {
     eventually(PATIENCE, || ramp()["state"] == "running" && ramp()["guard"]["requests"]["canary"].as_u64() > Some(0));
     until_canary_has(&perch, " 1/1");
 
-    // A pod that is not ready is no endpoint yet; one that ends is none to count on any more.
+    // A pod that is not ready is counted and takes nothing; one that ends is none to count on any more.
     cluster.slice(&slice("hello-canary", "new", &new, Endpoint::ready("127.0.0.1", "new").unready()));
+    until_canary_has(&perch, " 1/2");
+    eventually(PATIENCE, || ramp()["state"] == "waiting");
+    assert_eq!(new.count(), 0);
     cluster.slice(&slice("hello-canary", "new", &new, Endpoint::ready("127.0.0.1", "new")));
     until_canary_has(&perch, " 2/2");
     eventually(PATIENCE, || ramp()["state"] == "waiting");
