@@ -239,9 +239,13 @@ pub fn start_with(loaded: Loaded, file: Option<PathBuf>, origin: Origin) -> Resu
         });
     })?;
 
-    if predecessor.is_some() {
+    if let Some(before) = &predecessor {
         // The other one serves meanwhile, and ends this process when it takes too long.
         while !readiness.is_ready() && !thread.is_finished() {
+            if before.is_gone() {
+                warn!("The old perch has gone before this one was ready; accepting at once.");
+                break;
+            }
             std::thread::sleep(LOOK);
         }
         take_pins(&pins, &left.pins, &left.inheritance, &control.snapshot());
@@ -294,6 +298,10 @@ impl Running {
 
     /// Another perch is to take over.
     pub fn upgrade(&self) {
+        if *self.phase.borrow() != Phase::Serving {
+            warn!("Another perch has taken over already; it is the one to upgrade now.");
+            return;
+        }
         self.order(Order::Upgrade);
     }
 

@@ -23,7 +23,7 @@ use crate::runtime::{self, Given, Origin, Predecessor, Running, StartError, noti
 /// USR2 upgrades: the program that is at this one's path now is started with the same arguments, gets the listening
 /// sockets, counters, the state of rollouts and who is pinned where, and once it serves this one drains and ends. When
 /// it does not get ready within 30s, it is ended and this one goes on. Refused as process 1: replace the container.
-/// NOTIFY_SOCKET (systemd, Type=notify) is told READY, MAINPID and STOPPING.
+/// NOTIFY_SOCKET (systemd, Type=notify or notify-reload) is told READY, RELOADING, MAINPID and STOPPING.
 ///
 /// A listener whose address a socket of LISTEN_FDS has (systemd's ListenStream=) uses that socket: it stays open when
 /// perch is restarted, and who connects meanwhile waits instead of being refused.
@@ -203,11 +203,19 @@ async fn follow(running: &Running, mut signals: Signals) -> anyhow::Result<ExitC
             None => running.left().await,
         }
     };
+    let again = async {
+        if ends.is_none() {
+            // The first one that this process gets, and what it asks for is under way.
+            signals.ending(running).await;
+            tracing::info!("Draining already; another signal ends at once.");
+        }
+        signals.ending(running).await
+    };
     tokio::select! {
         drained = drain => {
             Ok(if drained.cut == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
-        _ = signals.ending(running) => {
+        _ = again => {
             let cut = running.state.control.snapshot().listeners.len();
             tracing::warn!(listeners = cut, "Second signal; ending at once.");
             Ok(ExitCode::from(AT_ONCE))

@@ -1,5 +1,5 @@
-//! What systemd wants to know of a service of `Type=notify` (sd_notify(3)): that it is ready, that it stops, and which
-//! process it is. Without NOTIFY_SOCKET nobody asks.
+//! What systemd wants to know of a service of `Type=notify` (sd_notify(3)): that it is ready, that it reads its
+//! configuration again, that it stops, and which process it is. Without NOTIFY_SOCKET nobody asks.
 
 use std::io;
 use std::os::linux::net::SocketAddrExt;
@@ -10,6 +10,12 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 pub const READY: &str = "READY=1";
 /// It drains.
 pub const STOPPING: &str = "STOPPING=1";
+
+/// It reads its configuration again, until it says [`READY`]. With the time: `Type=notify-reload` asks for it.
+pub fn tell_reloading() {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    tell(&format!("RELOADING=1\nMONOTONIC_USEC={}", now.tv_sec * 1_000_000 + now.tv_nsec / 1_000));
+}
 
 /// Tells it. A manager that does not listen changes nothing here.
 pub fn tell(state: &str) {

@@ -127,6 +127,7 @@ impl Supervisor {
     /// All or nothing: the old configuration serves until the new one is complete.
     async fn reload(&mut self) {
         let Some(file) = self.file.clone() else { return };
+        notify::tell_reloading();
         match self.take_over(&file).await {
             Ok(generation) => {
                 self.readiness.reload_succeeded(SystemTime::now());
@@ -140,6 +141,8 @@ impl Supervisor {
                 self.readiness.reload_refused(refused.to_string());
             }
         }
+        // Refused or not: the last good one serves.
+        notify::tell(notify::READY);
     }
 
     async fn take_over(&mut self, file: &std::path::Path) -> Result<u64, StartError> {

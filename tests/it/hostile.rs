@@ -78,7 +78,7 @@ fn a_blocked_worker_is_told_and_liveness_fails_until_it_is_back() {
 }
 
 /// Whether this test may make namespaces; says so when not.
-fn may_unshare(options: &[&str]) -> bool {
+pub(crate) fn may_unshare(options: &[&str]) -> bool {
     let may = Command::new("unshare").args(options).arg("true").status().is_ok_and(|status| status.success());
     if !may {
         eprintln!("no namespaces here: unshare {options:?}");

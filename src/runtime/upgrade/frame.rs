@@ -96,9 +96,11 @@ pub(crate) fn take(line: &UnixStream, count: usize) -> io::Result<Vec<OwnedFd>> 
                 taken.extend(descriptors);
             }
         }
-        if read.bytes == 0 || taken.len() == before {
-            // Too many open files, or the other side is gone.
+        if read.bytes == 0 {
             return Err(ErrorKind::UnexpectedEof.into());
+        }
+        if taken.len() == before {
+            return Err(io::Error::other("its sockets do not fit; allow more open files"));
         }
     }
     Ok(taken)

@@ -40,6 +40,8 @@ impl Supervisor {
         let mut handing = std::pin::pin!(self.hand_over(successor));
         let done = loop {
             tokio::select! {
+                // Once it serves, it is not ended any more.
+                biased;
                 done = &mut handing => break done,
                 order = orders.recv() => match order {
                     Some(Order::Upgrade) => warn!("An upgrade is under way already."),

@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::Instant;
 
 use super::frame::{self, Kind};
@@ -139,6 +140,11 @@ fn json(value: &impl serde::Serialize) -> io::Result<Vec<u8>> {
 
 /// Ends a successor that failed, and says how it ended where it did so itself.
 pub(crate) async fn end(mut child: Child, failed: &Failed) -> Option<std::process::ExitStatus> {
+    if matches!(failed, Failed::Unwanted) {
+        // It may have begun to serve in this moment: then it drains, as this process does. Before that it just ends.
+        terminate(&child).ok();
+        return None;
+    }
     let until = Instant::now() + LAST_WORDS;
     while matches!(failed, Failed::Ended) && Instant::now() < until {
         if let Ok(Some(status)) = child.try_wait() {
@@ -150,4 +156,9 @@ pub(crate) async fn end(mut child: Child, failed: &Failed) -> Option<std::proces
     child.kill().ok();
     child.wait().ok();
     None
+}
+
+fn terminate(child: &Child) -> io::Result<()> {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(kill_process(pid, Signal::TERM)?)
 }

@@ -17,7 +17,7 @@ use super::{Client, PATIENCE, Process, Response, eventually, replace_file};
 pub struct Launch {
     dir: tempfile::TempDir,
     command: Command,
-    socket: Option<TcpListener>,
+    stdin: Option<OwnedFd>,
 }
 
 /// A running `perch serve`. Dropped: killed.
@@ -44,7 +44,7 @@ impl Launch {
         let mut command = Command::new(env!("CARGO_BIN_EXE_perch"));
         command.arg("serve").arg("--config").arg(dir.path().join("perch.yaml"));
         command.arg("--announce").arg(dir.path().join("announce.json"));
-        let launch = Self { dir, command, socket: None };
+        let launch = Self { dir, command, stdin: None };
         launch.write("perch.yaml", &launch.expand(config));
         launch
     }
@@ -90,14 +90,33 @@ impl Launch {
         shell.arg(self.command.get_program()).args(self.command.get_args());
         shell.envs(self.command.get_envs().filter_map(|(name, value)| Some((name, value?))));
         self.command = shell;
-        self.socket = Some(socket);
+        self.stdin = Some(OwnedFd::from(socket));
+        self
+    }
+
+    /// With this as its standard input.
+    #[must_use]
+    pub fn stdin(mut self, stdin: impl Into<OwnedFd>) -> Self {
+        self.stdin = Some(stdin.into());
+        self
+    }
+
+    /// Started by a link in [`Launch::dir`], `perch`, where a test can put another program for an upgrade.
+    #[must_use]
+    pub fn by_link(mut self) -> Self {
+        let link = self.dir.path().join("perch");
+        std::os::unix::fs::symlink(self.command.get_program(), &link).unwrap();
+        let mut command = Command::new(link);
+        command.args(self.command.get_args());
+        command.envs(self.command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        self.command = command;
         self
     }
 
     /// Starts it and waits until it serves. Panics with its output when it ends or takes too long.
     #[track_caller]
     pub fn start(mut self) -> TestPerch {
-        let stdin = self.socket.take().map_or_else(Stdio::null, |socket| Stdio::from(OwnedFd::from(socket)));
+        let stdin = self.stdin.take().map_or_else(Stdio::null, Stdio::from);
         let mut process = Process::start_with(&mut self.command, stdin);
         let announce = self.dir.path().join("announce.json");
         eventually(PATIENCE, || announce.exists() || process.try_wait().is_some());
