@@ -82,12 +82,12 @@ impl Metric {
     /// test looks at, the less it sees per request, and the more it gets.
     const fn part(self) -> f64 {
         match self {
-            Self::Errors => 0.40,
-            Self::P50 => 0.05,
-            Self::P90 => 0.15,
-            Self::P99 => 0.25,
-            Self::MaxErrorRatio => 0.05,
-            Self::MaxP99 => 0.10,
+            Self::Errors => 0.54,
+            Self::P50 => 0.04,
+            Self::P90 => 0.10,
+            Self::P99 => 0.20,
+            Self::MaxErrorRatio => 0.04,
+            Self::MaxP99 => 0.08,
         }
     }
 
@@ -135,6 +135,11 @@ impl Rules {
 
 /// Requests of the canary in a step before a ceiling may abort.
 pub const CEILING_REQUESTS: u64 = 30;
+
+/// What is put in play at the beginning of a ramp, and of what is left at each further step. The first step has the
+/// fewest requests, so a look there is dearest; the later ones have ten times as many, and make good for less money.
+const FIRST_STAKE: f64 = 0.75;
+const STEP_STAKE: f64 = 0.5;
 
 /// Longer by less than this is never held against the canary: a share of 1 % rarely meets a kept connection, and a new
 /// one costs a round trip.
@@ -259,12 +264,13 @@ impl Verdict {
 }
 
 impl Guard {
-    /// Another step begins: its counts start, and half of what is not yet bet is put in play.
+    /// Another step begins: its counts start, and a part of what is not yet bet is put in play.
     pub fn begin_step(&mut self) {
+        let part = if self.tests.is_empty() { FIRST_STAKE } else { STEP_STAKE };
         self.stable = Counts::default();
         self.canary = Counts::default();
         self.capped = Counts::default();
-        self.stake(0.5);
+        self.stake(part);
     }
 
     /// One look at what both sides did since the last one. `share`: of the step's hold since then; the cash is put in
@@ -368,6 +374,8 @@ impl Guard {
     }
 }
 
+#[cfg(test)]
+mod bounds;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]

@@ -200,7 +200,9 @@ fn assert_caught(errors: f64, latency: Latency, fault: Fault, at_least: f64) {
 fn twice_the_errors_are_caught_at_one_percent_within_2000_requests() {
     let fault = Fault { errors: 2.0, ..NONE };
 
-    assert_caught(0.02, LOG_NORMAL, fault, 0.85);
+    // What can be had at all: `bounds`.
+    assert_caught(0.01, LOG_NORMAL, fault, 0.60);
+    assert_caught(0.02, LOG_NORMAL, fault, 0.90);
     assert_caught(0.03, LOG_NORMAL, fault, 0.95);
     assert_caught(0.05, LOG_NORMAL, fault, 0.99);
 }
