@@ -164,6 +164,16 @@ fn ask(perch: &TestPerch, stop: &Arc<AtomicBool>) -> JoinHandle<Vec<Duration>> {
     })
 }
 
+/// What a thread of perch has had so far: time on a core, and time in which it was ready and another had the core.
+fn cores(perch: &TestPerch, name: &str) -> [Duration; 2] {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", perch.pid())).unwrap().map(|task| task.unwrap().path());
+    let named = |task: &std::path::PathBuf| std::fs::read_to_string(task.join("comm")).is_ok_and(|c| c.trim() == name);
+    let task = tasks.into_iter().find(named).expect("a thread of this name");
+    let told = std::fs::read_to_string(task.join("schedstat")).unwrap();
+    let mut nanos = told.split_whitespace().map(|n| Duration::from_nanos(n.parse().unwrap()));
+    [(); 2].map(|()| nanos.next().unwrap())
+}
+
 /// How long it takes from a change in the API to the first answer of the new endpoint, `rounds` times.
 fn news(
     double: &Double,
@@ -204,16 +214,27 @@ fn how_long_news_and_requests_take_in_calm_and_storm() {
     let perch = beside_noise(&cluster);
     let phase = |name: &str, storm: Option<Storm>| {
         let (began, before) = (Instant::now(), generation(&perch));
+        let cores_before = ["control", "worker-0"].map(|thread| cores(&perch, thread));
         let stop = Arc::new(AtomicBool::new(false));
         let users = ask(&perch, &stop);
         std::thread::sleep(Duration::from_secs(8));
         stop.store(true, Ordering::Relaxed);
         let requests = users.join().unwrap();
-        let published = (generation(&perch) - before) / began.elapsed().as_secs_f64();
+        let seconds = began.elapsed().as_secs_f64();
+        let published = (generation(&perch) - before) / seconds;
+        let cores = ["control", "worker-0"].map(|thread| cores(&perch, thread));
+        let per_second = |thread: usize, what: usize| {
+            (cores[thread][what] - cores_before[thread][what]).as_secs_f64() * 1000.0 / seconds
+        };
+        let threads = [per_second(0, 0), per_second(1, 0), per_second(1, 1)];
         let pause = if storm.is_some() { Duration::from_millis(20) } else { Duration::from_millis(150) };
         let news = news(&double, &perch, [&b, &a], 200, pause);
         let seconds = began.elapsed().as_secs_f64();
         let events = storm.map_or(0.0, |s| f64::from(s.finish()) / seconds);
+        println!(
+            "{name}: control {:.0} ms/s on a core, worker {:.0} and {:.0} ms/s waiting for one",
+            threads[0], threads[1], threads[2]
+        );
         println!(
             "{name}: {events:.0} events/s, {published:.1} snapshots/s; requests p50 {:?} p99 {:?} ({}); news p50 {:?} p99 {:?} max {:?}",
             percentile(&requests, 50),
