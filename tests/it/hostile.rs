@@ -116,7 +116,9 @@ fn without_free_local_ports_it_says_so_and_needs_none_for_kept_connections() {
         return;
     }
     // A network of its own with four ports for outgoing connections. Clients bring their own source ports.
+    // One worker: kept connections are each worker's own.
     let text = "
+workers: 1
 admin: {address: '127.0.0.1:7900'}
 accessLog: {format: off}
 listeners: [{name: http, address: '127.0.0.1:7000'}]
