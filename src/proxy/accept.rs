@@ -217,8 +217,6 @@ impl Arrival {
     }
 
     async fn prepare(mut self) -> Result<(Prepared, Permit), Reason> {
-        // Best effort: without it small writes wait for acknowledgements, but work.
-        self.tcp.set_nodelay(true).ok();
         let config = &self.listener.config;
         let (client, early) = match &config.proxy_protocol {
             None => (self.peer.ip(), Vec::new()),

@@ -8,12 +8,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
+use super::tls::Corked;
+
 /// Plain or TLS.
 #[derive(Debug)]
-pub(crate) enum Stream {
-    Plain(TcpStream),
+pub(crate) enum Stream<S = TcpStream> {
+    Plain(S),
     // Boxed: rustls' connection is about 1 KiB, and the stream is moved between futures.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Corked<S>>>),
 }
 
 impl Stream {
@@ -21,23 +23,52 @@ impl Stream {
     pub(crate) fn reset_at_end(&self) {
         let tcp = match self {
             Self::Plain(tcp) => tcp,
-            Self::Tls(tls) => tls.get_ref().0,
+            Self::Tls(tls) => tls.get_ref().0.get_ref(),
         };
         // Without it the client sees a FIN, as with an HTTP/1.0 proxy of old: nothing better can be done.
         socket2::SockRef::from(tcp).set_linger(Some(std::time::Duration::ZERO)).ok();
     }
 }
 
-impl AsyncRead for Stream {
+impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
+    /// What is written from now on may wait for [`Self::poll_last`].
+    pub(crate) fn hold(&mut self) {
+        if let Self::Tls(tls) = self {
+            tls.get_mut().0.hold();
+        }
+    }
+
+    /// Says that nothing follows (TLS close_notify); ready once all of it is with the kernel. May be called again. The FIN
+    /// follows when the stream is shut down or dropped.
+    pub(crate) fn poll_last(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Self::Tls(tls) = self {
+            let (corked, session) = tls.get_mut();
+            corked.release();
+            session.send_close_notify();
+        }
+        Pin::new(self).poll_flush(cx)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Stream<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
-            Self::Tls(tls) => Pin::new(tls.as_mut()).poll_read(cx, buf),
+            Self::Tls(tls) => {
+                let read = Pin::new(tls.as_mut()).poll_read(cx, buf);
+                // Tickets that found no answer to go out with.
+                if read.is_pending()
+                    && let Poll::Ready(Err(error)) = tls.get_mut().0.poll_drain(cx)
+                {
+                    return Poll::Ready(Err(error));
+                }
+                read
+            }
         }
     }
 }
 
-impl AsyncWrite for Stream {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),

@@ -162,7 +162,10 @@ impl Workers {
         let door = Arc::new(Door::new(name));
         // All of them, also when there are more than workers: nobody else accepts from the rest.
         for (worker, socket) in self.orders.iter().cycle().zip(bound.sockets) {
-            if let Err(error) = SockRef::from(&socket).listen(BACKLOG) {
+            let listens = SockRef::from(&socket);
+            // Accepted sockets inherit it. Best effort: without it small writes wait for acknowledgements, but work.
+            listens.set_tcp_nodelay(true).ok();
+            if let Err(error) = listens.listen(BACKLOG) {
                 tracing::error!(listener = %name, address = %bound.address, %error, "Cannot listen.");
             }
             order(worker, Order::Listen { door: door.clone(), socket, tls: tls.cloned() });

@@ -12,7 +12,7 @@ use rustls_pki_types::ServerName;
 
 use crate::support::h2::H2;
 use crate::support::{
-    Certificate, Client, Launch, PATIENCE, TestBackend, TestPerch, connect_from, eventually, tls_config,
+    Certificate, Client, Launch, PATIENCE, TestBackend, TestPerch, connect_from, eventually, ok, tls_config,
     write_certificate,
 };
 
@@ -230,6 +230,36 @@ fn sessions_are_resumed_whichever_worker_answers() {
 
     assert_eq!(kinds[0], HandshakeKind::Full);
     assert!(kinds[1..].iter().all(|kind| *kind == HandshakeKind::Resumed), "{kinds:?}");
+}
+
+#[test]
+fn a_last_answer_of_any_size_ends_with_a_close_notify() {
+    let backend = TestBackend::scripted(|seen| ok(seen, &"x".repeat(seen.target()[1..].parse().unwrap())));
+    let (perch, _) = perch(&backend, "", "");
+
+    for size in [0, 10, 4_000, 20_000, 300_000] {
+        let mut client = Client::tls(perch.address("https"), "a.example");
+        client.send(format!("GET /{size} HTTP/1.1\r\nhost: a.example\r\nconnection: close\r\n\r\n"));
+        let answer = client.response();
+        assert_eq!((answer.body.len(), said_goodbye(&mut client)), (size, true));
+    }
+}
+
+/// Reads to the end of the connection: with nothing before it but a close_notify, after which rustls wants no more.
+fn said_goodbye(client: &mut Client) -> bool {
+    client.read_to_end().unwrap().is_empty() && !client.tls_connection().wants_read()
+}
+
+#[test]
+fn a_client_that_says_goodbye_hears_one() {
+    let backend = TestBackend::named("hello");
+    let (perch, _) = perch(&backend, "", "");
+    let mut client = Client::tls(perch.address("https"), "a.example");
+    assert_eq!(client.get("a.example", "/").status, 200);
+
+    client.half_close();
+
+    assert!(said_goodbye(&mut client));
 }
 
 #[test]

@@ -79,6 +79,8 @@ pub(crate) struct Download {
     /// Bytes at the front of the link's buffer that go out as they are.
     direct: usize,
     ended: bool,
+    /// The connection ends with it.
+    closes: bool,
     /// Something reached the client's connection: it is too late for another answer.
     pub(crate) has_begun: bool,
     /// Of the body.
@@ -87,7 +89,7 @@ pub(crate) struct Download {
 
 impl Download {
     /// `head` is the client's head.
-    pub(crate) fn new(head: Vec<u8>, endpoint: Framing, client: Framing) -> Self {
+    pub(crate) fn new(head: Vec<u8>, endpoint: Framing, client: Framing, closes: bool) -> Self {
         Self {
             decoder: Decoder::new(endpoint),
             framing: client,
@@ -95,6 +97,7 @@ impl Download {
             sent: 0,
             direct: 0,
             ended: false,
+            closes,
             has_begun: false,
             bytes: 0,
         }
@@ -115,11 +118,15 @@ impl Download {
         loop {
             self.read_ahead(link, buffers)?;
             let had_some = !self.out.is_empty() || self.direct > 0;
+            if self.ended && self.closes {
+                client.hold();
+            }
             if ready!(self.poll_send(cx, client, link, buffers)).is_err() {
                 return Poll::Ready(Err(Broken::Client(Reason::ClientAbort)));
             }
             if self.ended {
-                let flushed = ready!(Pin::new(&mut *client).poll_flush(cx));
+                let flushed =
+                    ready!(if self.closes { client.poll_last(cx) } else { Pin::new(&mut *client).poll_flush(cx) });
                 return Poll::Ready(flushed.map_err(|_| Broken::Client(Reason::ClientAbort)));
             }
             if had_some {

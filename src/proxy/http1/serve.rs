@@ -73,9 +73,9 @@ impl Session {
         let length = match self.await_head().await {
             Ok(Some(length)) => length,
             Ok(None) => return self.close().await,
-            Err(Reason::FirstByteTimeout | Reason::ClientAbort) if self.client.buffer.is_empty() => {
-                return self.close().await;
-            }
+            Err(Reason::FirstByteTimeout) if self.client.buffer.is_empty() => return self.close().await,
+            // Reset, or closed without a TLS close_notify, as most clients do: nobody is there to read one of ours.
+            Err(Reason::ClientAbort) if self.client.buffer.is_empty() => return self.abort(),
             Err(reason) => {
                 let entry = Entry::new(&self.worker, &self.connection, Protocol::Http11);
                 return self.refuse(entry, reason, true).await;
@@ -299,7 +299,7 @@ impl Session {
     async fn relay(&mut self, mut entry: Entry, plan: &Plan, answer: Answer, mut upload: Upload) -> After {
         let Answer { mut link, head: ClientHead { of: head, side, bytes } } = answer;
         let response::ClientSide { framing, closes, .. } = side;
-        let mut download = Download::new(bytes, head.framing, framing);
+        let mut download = Download::new(bytes, head.framing, framing, closes);
         let deadlines = Deadlines::of(&self.connection, plan);
         let relayed =
             exchange::relay(&mut self.client, &mut link, &mut upload, &mut download, deadlines, &self.worker.buffers)
@@ -404,17 +404,18 @@ impl Session {
         }
     }
 
-    /// Ends the connection in order: TLS close_notify, then FIN.
+    /// Ends the connection in order: TLS close_notify, then FIN, which comes with the stream's end.
     async fn close(&mut self) -> After {
-        let shut = tokio::io::AsyncWriteExt::shutdown(&mut self.client.stream);
+        let last = poll_fn(|cx| self.client.stream.poll_last(cx));
         // Whether the other side still listens makes no difference.
-        tokio::time::timeout(LINGER, shut).await.ok();
+        tokio::time::timeout(LINGER, last).await.ok();
         After::End
     }
 
     /// Ends the connection so that the client sees the answer and not a reset: reads on for a moment (RFC 9112 9.6).
     async fn linger(&mut self) -> After {
-        self.close().await;
+        let shut = tokio::io::AsyncWriteExt::shutdown(&mut self.client.stream);
+        tokio::time::timeout(LINGER, shut).await.ok();
         let ClientSide { stream, buffer, dog } = &mut self.client;
         dog.set(Instant::now() + LINGER);
         let buffers = &self.worker.buffers;

@@ -11,6 +11,7 @@ use tokio_rustls::TlsConnector;
 use super::*;
 use crate::config::CertificateFiles;
 use crate::load::tls::AnyCertificate;
+use crate::proxy::stream::Stream;
 
 mod handshakes;
 mod reloads;
@@ -95,6 +96,7 @@ struct Seen {
     kind: HandshakeKind,
     group: Option<rustls::NamedGroup>,
     http2: bool,
+    suite: CipherSuite,
     label: Arc<str>,
 }
 
@@ -117,10 +119,11 @@ async fn connect(tls: &Tls, config: Arc<ClientConfig>, name: &str) -> Result<See
         let connection = stream.get_ref().1;
         let leaf = connection.peer_certificates().unwrap()[0].clone().into_owned();
         let group = connection.negotiated_key_exchange_group().map(|group| group.name());
-        Ok::<_, io::Error>((leaf, connection.handshake_kind().unwrap(), group))
+        let suite = connection.negotiated_cipher_suite().unwrap().suite();
+        Ok::<_, io::Error>((leaf, connection.handshake_kind().unwrap(), group, suite))
     };
     match tokio::join!(Box::pin(server), Box::pin(client)) {
-        (Ok((http2, label)), Ok((leaf, kind, group))) => Ok(Seen { leaf, kind, group, http2, label }),
+        (Ok((http2, label)), Ok((leaf, kind, group, suite))) => Ok(Seen { leaf, kind, group, http2, suite, label }),
         (Err(server), Err(client)) => Err((server.reason(), client)),
         (server, client) => panic!("server {server:?}, client {client:?}"),
     }

@@ -150,6 +150,68 @@ async fn keys_are_exchanged_without_a_second_round_trip() {
     assert_eq!((modern.kind, modern.group), (HandshakeKind::Full, Some(rustls::NamedGroup::X25519MLKEM768)));
 }
 
+#[tokio::test]
+async fn the_cheapest_aes_is_taken_unless_the_client_prefers_chacha20() {
+    use aws_lc_rs::cipher_suite as suite;
+    let dir = Dir::new();
+    let tls = listener(&settings(vec![dir.pair("a", &["a.example"])]));
+    let (aes128, aes256) = (suite::TLS13_AES_128_GCM_SHA256, suite::TLS13_AES_256_GCM_SHA384);
+    let chacha = suite::TLS13_CHACHA20_POLY1305_SHA256;
+    let (old128, old256) =
+        (suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384);
+    let old_chacha = suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256;
+
+    for (version, offered, taken) in [
+        (TlsVersion::V1_3, vec![aes256, aes128, chacha], aes128),
+        (TlsVersion::V1_3, vec![aes256, chacha], aes256),
+        (TlsVersion::V1_3, vec![chacha, aes128, aes256], chacha),
+        (TlsVersion::V1_2, vec![old256, old128, old_chacha], old128),
+        (TlsVersion::V1_2, vec![old_chacha, old256, old128], old_chacha),
+    ] {
+        let provider = CryptoProvider { cipher_suites: offered, ..aws_lc_rs::default_provider() };
+        let seen = connect(&tls, client_with(provider, version, |_| ()), "a.example").await.unwrap();
+        assert_eq!(seen.suite, taken.suite());
+    }
+}
+
+#[tokio::test]
+async fn tickets_wait_for_the_first_answer_but_not_for_ever() {
+    let dir = Dir::new();
+    let tls = listener(&settings(vec![dir.pair("a", &["a.example"])]));
+    let (mut near, far) = duplex(1 << 16);
+    let name = ServerName::try_from("a.example").unwrap();
+    let mut client = ClientConnection::new(client(TlsVersion::V1_3, |_| ()), name).unwrap();
+
+    let handshake = async {
+        while client.is_handshaking() {
+            exchange(&mut client, &mut near).await;
+        }
+        exchange(&mut client, &mut near).await;
+    };
+    let (handshaken, ()) = tokio::join!(tls.handshake(far, &[]), handshake);
+    let mut stream = Stream::Tls(Box::new(handshaken.unwrap().stream));
+    let before = client.tls13_tickets_received();
+    // Waits for a request that does not come.
+    let idle = tokio::time::timeout(std::time::Duration::from_millis(10), stream.read_u8()).await;
+    exchange(&mut client, &mut near).await;
+
+    assert!(idle.is_err());
+    assert_eq!((before, client.tls13_tickets_received()), (0, 2));
+}
+
+/// Sends what the client has to say, and gives it what has come.
+async fn exchange(client: &mut ClientConnection, near: &mut DuplexStream) {
+    let mut bytes = Vec::new();
+    client.write_tls(&mut bytes).unwrap();
+    near.write_all(&bytes).await.unwrap();
+    let mut chunk = vec![0; 1 << 16];
+    if client.is_handshaking() || bytes.is_empty() {
+        let length = near.read(&mut chunk).await.unwrap();
+        client.read_tls(&mut &chunk[..length]).unwrap();
+        client.process_new_packets().unwrap();
+    }
+}
+
 /// A TLS 1.1 ClientHello: no extensions, AES-CBC suites.
 fn tls_1_1_hello() -> Vec<u8> {
     let head = [22, 3, 1, 0, 47, 1, 0, 0, 43, 3, 2];
