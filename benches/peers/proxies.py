@@ -27,6 +27,9 @@ ADMIN = 9461
 # Endpoints for the workloads with many of them; nginx listens on all.
 MANY = (20000, 29999)
 
+# What perch prefers. By themselves the peers take AES-256 with SHA-384 from a client that offers both, which is more work.
+SUITES = "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
+
 NGINX_BACKENDS = """
 worker_processes 1; pid {run}/backends.pid; error_log {run}/backends.err crit; daemon off; worker_rlimit_nofile 20000;
 events {{ worker_connections 19000; }}
@@ -56,6 +59,7 @@ http {{
   access_log off; keepalive_requests 100000000; keepalive_timeout 600s; client_max_body_size 0; proxy_request_buffering off;
   client_body_temp_path {run}/n1; proxy_temp_path {run}/n2; fastcgi_temp_path {run}/n3; uwsgi_temp_path {run}/n4; scgi_temp_path {run}/n5;
   ssl_certificate {run}/tls/cert.pem; ssl_certificate_key {run}/tls/key.pem; ssl_protocols TLSv1.2 TLSv1.3;
+  ssl_conf_command Ciphersuites {suites}; ssl_prefer_server_ciphers on;
   ssl_session_cache shared:one:20m; http2_max_requests 100000000;
   upstream stable {{ server 127.0.0.1:9001; keepalive 128; keepalive_requests 100000000; }}
   upstream canary {{ server 127.0.0.1:9002; keepalive 128; keepalive_requests 100000000; }}
@@ -81,6 +85,7 @@ global
   maxconn 8000
   nbthread 1
   ssl-default-bind-options ssl-min-ver TLSv1.2
+  ssl-default-bind-ciphersuites {suites}
 defaults
   mode http
   timeout connect 2s
@@ -243,7 +248,7 @@ def prepare(run, many):
     for peer, template in (("nginx", NGINX), ("haproxy26", HAPROXY), ("haproxy28", HAPROXY)):
         tls, plain, grpc = PORTS[peer]
         with open(f"{run}/{peer}.conf", "w") as file:
-            file.write(template.format(run=run, tls=tls, plain=plain, grpc=grpc))
+            file.write(template.format(run=run, tls=tls, plain=plain, grpc=grpc, suites=SUITES))
     with open(f"{run}/backends.conf", "w") as file:
         file.write(NGINX_BACKENDS.format(run=run, many=f"listen 127.0.0.1:{MANY[0]}-{MANY[1]};" if many else ""))
 
