@@ -286,3 +286,19 @@ fn it_starts_again_on_the_same_port_while_old_connections_linger() {
     assert_eq!(again.address("http"), address);
     assert_eq!(Client::plain(address).get("a", "/").text(), "stable");
 }
+
+/// Its time to close passes while nothing runs; the deadline of the drain is not waited for.
+#[test]
+fn a_stop_of_the_process_in_a_drain_keeps_no_idle_connection_open() {
+    let front = draining("delay: 0s, spread: 0s, deadline: 2m");
+    let mut idle = front.client();
+    assert_eq!(idle.get("a", "/").status, 200);
+
+    front.perch.terminate();
+    eventually(PATIENCE, || front.perch.stderr().contains("Draining."));
+    front.perch.signal("STOP");
+    std::thread::sleep(Duration::from_millis(2500));
+    front.perch.signal("CONT");
+
+    crate::front::assert_closed(&mut idle);
+}

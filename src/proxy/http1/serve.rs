@@ -134,6 +134,7 @@ impl Session {
         // However many reads they come in.
         let mut blanks_left = head::MAX_BLANK;
         let mut is_begun = false;
+        let mut closes_at = None;
         poll_fn(|cx| {
             loop {
                 let blank = head::leading_blank(buffer.unread()).min(blanks_left);
@@ -155,7 +156,11 @@ impl Session {
                     && let Some(at) = seat.closes_at()
                 {
                     let idle = if is_first { timeouts.first_byte } else { timeouts.idle };
-                    dog.set(at.max(since + GRACE).min(since + idle));
+                    let at = at.max(since + GRACE).min(since + idle);
+                    // Once: set anew at each look, one that fires late would have its grace again and again.
+                    if closes_at.replace(at) != Some(at) {
+                        dog.set(at);
+                    }
                 }
                 match buffer.poll_fill(cx, stream, Size::Head, &worker.buffers) {
                     Poll::Ready(Ok(0)) if buffer.is_empty() => return Poll::Ready(Ok(None)),
