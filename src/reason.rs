@@ -68,6 +68,8 @@ reasons! {
     WriteTimeout "write-timeout" 408 "The response was not read in time.",
     FirstByteTimeout "first-byte-timeout" 408 "No request arrived in time.",
     ConnectionLimit "connection-limit" 503 "There are too many connections.",
+    /// Memory is short: see `limits.memory`.
+    MemoryLimit "memory-limit" 503 "The proxy is short of memory.",
     ProxyHeader "proxy-header" 400 "The PROXY header is malformed.",
     ProxyUntrusted "proxy-untrusted" 400 "A PROXY header is not accepted from this sender.",
     ProxyMissing "proxy-missing" 400 "The PROXY header is missing.",

@@ -22,7 +22,7 @@ use crate::admin::{self, AdminState};
 use crate::config::{Invalid, Loaded, Problem};
 use crate::control::file::FileWatch;
 use crate::control::writer::Writer;
-use crate::control::{checks, kubernetes, panic, ramp, resolve, store};
+use crate::control::{checks, kubernetes, memory, panic, ramp, resolve, store};
 use crate::endpoint_tls::EndpointsTls;
 use crate::metrics;
 use crate::proxy::worker::Shared;
@@ -32,6 +32,7 @@ use crate::state::clock::Clock;
 use crate::state::heartbeat::Heartbeats;
 use crate::state::inheritance::take_pins;
 use crate::state::pins::Pins;
+use crate::state::pressure::Pressure;
 
 use self::prepare::{Open, bind_admin, bind_first, read_certificates, read_endpoints_tls, watched};
 use self::supervisor::Supervisor;
@@ -175,7 +176,7 @@ pub fn start_with(loaded: Loaded, file: Option<PathBuf>, origin: Origin) -> Resu
     writer.remember(known)?;
     metrics::start();
     let access_log = AccessLog::stdout()?;
-    let heartbeats = Heartbeats::default();
+    let (heartbeats, pressure) = (Heartbeats::default(), Pressure::default());
     let shared = Arc::new(Shared {
         published: control.published().clone(),
         pins: pins.clone(),
@@ -184,6 +185,7 @@ pub fn start_with(loaded: Loaded, file: Option<PathBuf>, origin: Origin) -> Resu
         endpoints_tls: endpoints_tls.clone(),
         connections: AtomicUsize::new(0),
         heartbeats: heartbeats.clone(),
+        pressure: pressure.clone(),
     });
     let workers = Workers::start(count, &shared)?;
 
@@ -195,6 +197,7 @@ pub fn start_with(loaded: Loaded, file: Option<PathBuf>, origin: Origin) -> Resu
         readiness: readiness.clone(),
         control: control.clone(),
         heartbeats,
+        pressure: pressure.clone(),
         live: admin::Live::default(),
     };
     let admin = admin_socket.local_addr()?;
@@ -221,6 +224,7 @@ pub fn start_with(loaded: Loaded, file: Option<PathBuf>, origin: Origin) -> Resu
                 tokio::spawn(writer.run()),
                 tokio::spawn(checks::run(control.clone(), endpoints_tls, clock)),
                 tokio::spawn(panic::run(control.clone(), clock)),
+                tokio::spawn(memory::run(control.clone(), pressure)),
                 tokio::spawn(resolve::run(control.clone())),
                 tokio::spawn(while_it_may(stop.clone(), ramp::run(control.clone(), clock, leads))),
                 tokio::spawn(kubernetes::run(control, cluster, clock, first_picture, questions)),

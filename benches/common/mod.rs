@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use perch::config::{
-    AccessLog, Admin, Affinity, Config, Drain, Ejection, EndpointAddress, LogFormat, OnDecrease, Pins, Retries,
-    Service, ServiceLimits, ServiceTimeouts, Version,
+    AccessLog, Admin, Affinity, Config, Drain, Ejection, EndpointAddress, LogFormat, MemoryLimit, OnDecrease, Pins,
+    Retries, Service, ServiceLimits, ServiceTimeouts, Version,
 };
 use perch::decide::{KeyPrefix, Weight, WhenEmpty};
 
@@ -44,6 +44,7 @@ pub(crate) fn config(services: usize, endpoints: usize) -> Config {
         access_log: AccessLog { format: LogFormat::Off, sample: 1.0 },
         drain: Drain { delay: second, spread: second, deadline: second },
         max_connections: 100,
+        memory: MemoryLimit::Off,
         pins: Pins { max_entries: 1_000_000 },
         state_dir: None,
         shared_state: None,

@@ -81,6 +81,11 @@ fn picture(text: &mut Text, state: &AdminState) {
     text.value(metrics::AFFINITY_REFUSALS, float(state.pins.refusals()));
     text.value(metrics::ROLLOUT_SEQUENCE, float(snapshot.rollouts.sequence));
     text.value(metrics::WORKERS_BLOCKED, float(state.heartbeats.blocked()));
+    if let Some((used, ceiling)) = state.pressure.memory() {
+        text.value(metrics::MEMORY_USED, float(used));
+        text.value(metrics::MEMORY_CEILING, float(ceiling));
+    }
+    text.value(metrics::SHEDDING, float(state.pressure.shedding() as u8));
     text.value(metrics::GENERATION, float(snapshot.generation));
     let reload = state.readiness.last_reload();
     text.value(metrics::RELOAD_OK, if reload.error.is_none() { 1.0 } else { 0.0 });

@@ -24,6 +24,7 @@ use crate::readiness::Readiness;
 use crate::state::clock::Clock;
 use crate::state::heartbeat::Heartbeats;
 use crate::state::pins::Pins;
+use crate::state::pressure::Pressure;
 use crate::state::publish::Published;
 
 mod api;
@@ -54,6 +55,7 @@ pub struct AdminState {
     pub readiness: Readiness,
     pub control: Control,
     pub heartbeats: Heartbeats,
+    pub pressure: Pressure,
     pub live: Live,
 }
 

@@ -96,6 +96,7 @@ impl Admin {
                     readiness,
                     control,
                     heartbeats: Heartbeats::default(),
+                    pressure: Pressure::default(),
                     live: Live::default(),
                 };
                 send.send(state.clone()).unwrap();
@@ -468,6 +469,7 @@ fn metrics_satisfy_promtool() {
     let _open = listener.opened();
     metrics::kubernetes_start();
     metrics::kubernetes_leader(true);
+    admin.state.pressure.set(crate::decide::shedding::Shedding::Nothing, Some((1 << 20, 2 << 20)));
     metrics::kubernetes_event_age("endpointslices", Duration::from_secs(1));
 
     let text = admin.get("/metrics").body;

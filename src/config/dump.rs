@@ -8,11 +8,11 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::model::{
-    Affinity, ClientCertificateMode, Config, EndpointTls, HealthCheck, KubernetesPort, Listener, LogFormat, OnDecrease,
-    PathMatch, Rollout, Route, Secret, Service, SharedState, TlsVersion, Version,
+    Affinity, ClientCertificateMode, Config, EndpointTls, HealthCheck, KubernetesPort, Listener, LogFormat,
+    MemoryLimit, OnDecrease, PathMatch, Rollout, Route, Secret, Service, SharedState, TlsVersion, Version,
 };
 use super::rollout::percent;
-use super::scalar::duration_text;
+use super::scalar::{duration_text, size_text};
 use super::transport;
 use crate::decide::WhenEmpty;
 use crate::decide::ramp::Step;
@@ -41,7 +41,7 @@ pub fn dump(config: &Config) -> Value {
                 "deadline": time(config.drain.deadline),
             })),
         ),
-        ("limits", some(json!({ "maxConnections": config.max_connections }))),
+        ("limits", some(json!({ "maxConnections": config.max_connections, "memory": memory(config.memory) }))),
         ("affinity", some(json!({ "maxPins": config.pins.max_entries }))),
         ("stateDir", config.state_dir.as_ref().map(|dir| dir.to_string_lossy().into())),
         ("kubernetes", config.shared_state.as_ref().map(shared_state)),
@@ -49,6 +49,14 @@ pub fn dump(config: &Config) -> Value {
         ("routes", some(config.routes.iter().map(|r| route(r, config)).collect::<Value>())),
         ("services", some(config.services.iter().map(service).collect::<Value>())),
     ])
+}
+
+fn memory(limit: MemoryLimit) -> String {
+    match limit {
+        MemoryLimit::Cgroup => "cgroup".to_owned(),
+        MemoryLimit::Off => "none".to_owned(),
+        MemoryLimit::Bytes(bytes) => size_text(bytes),
+    }
 }
 
 fn shared_state(state: &SharedState) -> Value {

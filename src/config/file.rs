@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::decode::{Map, Node};
 use super::defaults;
-use super::model::{AccessLog, Admin, Config, Drain, LogFormat, Pins, Secret, SharedState};
+use super::model::{AccessLog, Admin, Config, Drain, LogFormat, MemoryLimit, Pins, Secret, SharedState};
 use super::scalar;
 use super::{kubernetes, listeners, routes, services};
 
@@ -18,6 +18,8 @@ const WAIT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3_60
 const LEASE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
 /// A token file; a real token is some dozens of bytes.
 const MAX_TOKEN_BYTES: u64 = 64 << 10;
+/// A perch that has just started takes about as much.
+const LEAST_MEMORY: u64 = 16 << 20;
 
 /// Decodes the root of a tree; `None` when problems were reported.
 pub(super) fn decode(root: &Node<'_>) -> Option<Config> {
@@ -26,7 +28,7 @@ pub(super) fn decode(root: &Node<'_>) -> Option<Config> {
     let admin = map.take("admin").map_or_else(Admin::default, |n| admin(&n));
     let access_log = map.take("accessLog").map_or_else(AccessLog::default, |n| access_log(&n));
     let drain = map.take("drain").map_or_else(Drain::default, |n| drain(&n));
-    let max_connections = map.take("limits").and_then(|n| max_connections(&n)).unwrap_or(defaults::MAX_CONNECTIONS);
+    let (max_connections, memory) = map.take("limits").map(|n| limits(&n)).unwrap_or_default();
     let pins = map.take("affinity").and_then(|n| pins(&n)).unwrap_or_default();
     let state_dir = map.take("stateDir").and_then(|n| n.file());
     let shared_state = map.take("kubernetes").and_then(|n| shared_state(&n, state_dir.is_some()));
@@ -44,7 +46,8 @@ pub(super) fn decode(root: &Node<'_>) -> Option<Config> {
         admin,
         access_log,
         drain,
-        max_connections,
+        max_connections: max_connections.unwrap_or(defaults::MAX_CONNECTIONS),
+        memory: memory.unwrap_or_default(),
         pins,
         state_dir,
         shared_state,
@@ -204,11 +207,23 @@ fn drain(node: &Node<'_>) -> Drain {
     drain
 }
 
-fn max_connections(node: &Node<'_>) -> Option<usize> {
-    let mut map = node.map()?;
+fn limits(node: &Node<'_>) -> (Option<usize>, Option<MemoryLimit>) {
+    let Some(mut map) = node.map() else { return (None, None) };
     let max = map.take("maxConnections").and_then(|n| n.integer(1..=10_000_000));
+    let memory = map.take("memory").and_then(|n| n.read("a size from 16MiB on, cgroup or none", memory));
     map.finish();
-    max
+    (max, memory)
+}
+
+fn memory(text: &str) -> Result<MemoryLimit, String> {
+    match text {
+        "cgroup" => Ok(MemoryLimit::Cgroup),
+        "none" => Ok(MemoryLimit::Off),
+        _ => match scalar::size(text)? {
+            ..LEAST_MEMORY => Err(format!("{text} is too small")),
+            bytes => Ok(MemoryLimit::Bytes(bytes)),
+        },
+    }
 }
 
 fn pins(node: &Node<'_>) -> Option<Pins> {

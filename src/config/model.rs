@@ -28,6 +28,7 @@ pub struct Config {
     pub drain: Drain,
     /// Connections of all listeners together.
     pub max_connections: usize,
+    pub memory: MemoryLimit,
     pub pins: Pins,
     /// Where what was done to the weights is kept over a restart. `None`: nowhere.
     pub state_dir: Option<PathBuf>,
@@ -36,6 +37,16 @@ pub struct Config {
     pub listeners: Vec<Arc<Listener>>,
     pub routes: Vec<Route>,
     pub services: Vec<Service>,
+}
+
+/// What perch may use before it gives up connections and requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MemoryLimit {
+    /// Nine tenths of its control group's limit, if that has one.
+    #[default]
+    Cgroup,
+    Off,
+    Bytes(u64),
 }
 
 /// The admin listener.

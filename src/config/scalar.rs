@@ -110,6 +110,28 @@ pub(super) fn duration_text(duration: Duration) -> String {
     text
 }
 
+/// Units of sizes; Kubernetes leaves the B out.
+const SIZES: [(&str, u32); 4] = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
+
+/// `512MiB`, `2GiB`, `512Mi`.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    let not = || format!("{} is not a size", shown(text));
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    if unit.is_empty() && !number.is_empty() {
+        return Err(format!("{} has no unit", shown(text)));
+    }
+    let is_unit = |name: &str| name == unit || name.strip_suffix('B') == Some(unit);
+    let (_, bits) = SIZES.into_iter().find(|(name, _)| is_unit(name)).ok_or_else(not)?;
+    let number: u64 = number.parse().map_err(|_| not())?;
+    number.checked_mul(1 << bits).ok_or_else(|| format!("{text} is too large"))
+}
+
+/// In the largest unit that keeps it whole.
+pub(super) fn size_text(bytes: u64) -> String {
+    let whole = SIZES.into_iter().find(|(_, bits)| bytes.is_multiple_of(1 << bits));
+    whole.map_or_else(|| bytes.to_string(), |(unit, bits)| format!("{}{unit}", bytes >> bits))
+}
+
 /// A network, or one address. An IPv4-mapped one becomes the IPv4 network, as clients' addresses do.
 pub(super) fn network(text: &str) -> Result<IpNet, String> {
     let net = match (text.parse::<IpNet>(), text.parse::<IpAddr>()) {

@@ -5,6 +5,7 @@
 pub mod checks;
 pub mod file;
 pub mod kubernetes;
+pub mod memory;
 pub mod panic;
 pub mod ramp;
 pub mod replicas;

@@ -17,6 +17,7 @@ pub mod ramp;
 pub mod reweigh;
 pub mod rollout;
 pub mod route;
+pub mod shedding;
 pub mod slices;
 pub mod slow_start;
 pub mod split;

@@ -29,6 +29,7 @@ use super::worker::Worker;
 use super::workers::BACKLOG;
 use crate::config;
 use crate::decide::proxy_protocol::{self, Parsed};
+use crate::decide::shedding::Shedding;
 use crate::metrics::{self, ListenerMetrics, OpenConnection};
 use crate::reason::Reason;
 use crate::state::snapshot::Listener;
@@ -163,6 +164,10 @@ pub(crate) fn accept_rest(worker: &Rc<Worker>, door: &Arc<Door>, socket: &TcpLis
 }
 
 fn admit(worker: &Rc<Worker>, door: &Arc<Door>, tls: &SharedTls, tcp: TcpStream, peer: SocketAddr) {
+    if worker.shared.pressure.shedding() >= Shedding::Connections {
+        metrics::rejected(Reason::MemoryLimit);
+        return;
+    }
     let snapshot = worker.snapshot();
     let Some(listener) = snapshot.listeners.iter().find(|l| l.config.name == door.name) else { return };
     let address = peer.ip().to_canonical();

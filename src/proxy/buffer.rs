@@ -3,7 +3,7 @@
 //! A connection that waits holds no buffer: one is taken from the worker's pool when the socket is readable and goes
 //! back once all of it is consumed. That is what keeps an idle connection small. It does not know what the bytes mean.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -37,6 +37,8 @@ const KEPT: usize = 64;
 pub(crate) struct Buffers {
     head: RefCell<Vec<Vec<u8>>>,
     body: RefCell<Vec<Vec<u8>>>,
+    /// Memory is short: none is kept.
+    is_saving: Cell<bool>,
 }
 
 impl Buffers {
@@ -59,8 +61,16 @@ impl Buffers {
             _ => return,
         };
         let mut shelf = shelf.borrow_mut();
-        if shelf.len() < KEPT {
+        if shelf.len() < KEPT && !self.is_saving.get() {
             shelf.push(data);
+        }
+    }
+
+    /// Gives the free ones back and keeps none, or keeps some again.
+    pub(crate) fn save(&self, on: bool) {
+        self.is_saving.set(on);
+        if on {
+            [&self.head, &self.body].into_iter().for_each(|shelf| drop(shelf.take()));
         }
     }
 

@@ -40,6 +40,8 @@ pub(crate) struct Registry {
     free: RefCell<Vec<usize>>,
     taken: Cell<usize>,
     draining: Cell<Option<Draining>>,
+    /// Since when memory is short.
+    saving: Cell<Option<Instant>>,
     emptied: Notify,
 }
 
@@ -54,7 +56,14 @@ struct Draining {
 pub(crate) struct Seat {
     registry: Rc<Registry>,
     index: usize,
+    taken: Instant,
 }
+
+/// For all connections to close when memory is short: soon, and not all in one moment.
+const SAVING_SPREAD: Duration = Duration::from_secs(2);
+
+/// While memory is short a new connection is for what comes within this time, so that nobody gets a handshake for nothing.
+const SAVING_LEAST: Duration = Duration::from_secs(1);
 
 impl Registry {
     pub(crate) fn seat(self: &Rc<Self>) -> Seat {
@@ -64,7 +73,7 @@ impl Registry {
             wakers.len() - 1
         });
         self.taken.set(self.taken.get() + 1);
-        Seat { registry: self.clone(), index }
+        Seat { registry: self.clone(), index, taken: Instant::now() }
     }
 
     /// Open connections.
@@ -80,6 +89,22 @@ impl Registry {
     /// From now on connections close, each at its own time within `spread`.
     pub(crate) fn drain(&self, spread: Duration) {
         self.draining.set(Some(Draining { since: Instant::now(), spread }));
+        self.wake();
+    }
+
+    /// Memory is short: from now on connections close when they are idle or their requests end; or it no longer is.
+    pub(crate) fn save(&self, on: bool) {
+        match (on, self.saving.get()) {
+            (true, None) => {
+                self.saving.set(Some(Instant::now()));
+                self.wake();
+            }
+            (false, Some(_)) => self.saving.set(None),
+            (true, Some(_)) | (false, None) => {}
+        }
+    }
+
+    fn wake(&self) {
         for waker in self.wakers.borrow().iter().flatten() {
             waker.wake_by_ref();
         }
@@ -96,12 +121,20 @@ impl Seat {
         }
     }
 
-    /// While draining: when this connection is to be closed. Spread, so that not all clients reconnect at once.
+    /// While draining, or short of memory: when this connection is to be closed. Spread, so that not all clients reconnect
+    /// at once.
     pub(crate) fn closes_at(&self) -> Option<Instant> {
-        let draining = self.registry.draining.get()?;
+        let drains = self.registry.draining.get().map(|d| d.since + self.part_of(d.spread));
+        drains.or_else(|| {
+            let saves = self.registry.saving.get()? + self.part_of(SAVING_SPREAD);
+            Some(saves.max(self.taken + SAVING_LEAST))
+        })
+    }
+
+    fn part_of(&self, spread: Duration) -> Duration {
         // A number between 0 and 65535 that differs between neighbours.
         let part = ((self.index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as u32;
-        Some(draining.since + draining.spread.mul_f64(f64::from(part) / 65536.0))
+        spread.mul_f64(f64::from(part) / 65536.0)
     }
 
     /// This connection's time has come.

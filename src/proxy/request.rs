@@ -19,6 +19,7 @@ use super::worker::Worker;
 use crate::config::{ClientCertificateMode, Overrides};
 use crate::decide::client_address::client_address;
 use crate::decide::fields::{self, ConnectionTokens, Field};
+use crate::decide::shedding::Shedding;
 use crate::decide::target::{self, Authority};
 use crate::decide::{Forced, NoVersion};
 use crate::reason::Reason;
@@ -110,6 +111,9 @@ pub(crate) fn plan<'a>(
 ) -> Result<Plan, Instead> {
     // For the log, if it ends here.
     out.extend_from_slice(request.method.as_bytes());
+    if worker.shared.pressure.shedding() >= Shedding::Requests {
+        return Err(Reason::MemoryLimit.into());
+    }
     // First: CONNECT's target is not one that the rest understands.
     if matches!(request.method, "CONNECT" | "TRACE") {
         return Err(Reason::Method.into());

@@ -17,11 +17,13 @@ use super::upstream::Pool;
 use super::watchdog::Kennel;
 use crate::access_log::AccessLog;
 use crate::config;
+use crate::decide::shedding::Shedding;
 use crate::decide::split::weyl;
 use crate::endpoint_tls::EndpointsTls;
 use crate::state::clock::Clock;
 use crate::state::heartbeat::{Heart, Heartbeats};
 use crate::state::pins::Pins;
+use crate::state::pressure::Pressure;
 use crate::state::publish::{Published, Reader};
 use crate::state::snapshot::Snapshot;
 
@@ -36,6 +38,7 @@ pub struct Shared {
     /// Open connections of all listeners and workers.
     pub connections: AtomicUsize,
     pub heartbeats: Heartbeats,
+    pub pressure: Pressure,
 }
 
 /// One thread's part of the data path.
@@ -142,7 +145,10 @@ impl Worker {
         self.heart.beat();
         // Lets go of an old snapshot too, when no request has come since.
         drop(self.snapshot());
-        self.pool.sweep(self.now_millis());
+        let is_short = self.shared.pressure.shedding() >= Shedding::KeepAlive;
+        self.registry.save(is_short);
+        self.buffers.save(is_short);
+        self.pool.sweep(if is_short { u64::MAX } else { self.now_millis() });
         self.multiplexed.sweep(self.now_millis());
     }
 

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::config::{
-    AccessLog, Admin, Affinity, Config, Drain, Ejection, EndpointAddress, LogFormat, OnDecrease, Pins, Retries,
-    Service as ServiceConfig, ServiceLimits, ServiceTimeouts, Version,
+    AccessLog, Admin, Affinity, Config, Drain, Ejection, EndpointAddress, LogFormat, MemoryLimit, OnDecrease, Pins,
+    Retries, Service as ServiceConfig, ServiceLimits, ServiceTimeouts, Version,
 };
 use crate::decide::{KeyPrefix, Weight, WhenEmpty};
 
@@ -58,6 +58,7 @@ pub(crate) fn config(services: Vec<ServiceConfig>) -> Config {
         access_log: AccessLog { format: LogFormat::Off, sample: 1.0 },
         drain: Drain { delay: SECOND, spread: SECOND, deadline: SECOND },
         max_connections: 100,
+        memory: MemoryLimit::Off,
         pins: Pins { max_entries: 100 },
         state_dir: None,
         shared_state: None,

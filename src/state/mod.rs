@@ -11,6 +11,7 @@ pub mod inheritance;
 pub mod model;
 pub mod panic;
 pub mod pins;
+pub mod pressure;
 pub mod publish;
 #[cfg(test)]
 mod restarts;

@@ -35,6 +35,7 @@ mod http2;
 mod kubernetes;
 mod layers;
 mod load;
+mod memory;
 mod process;
 mod ramp;
 mod records;
