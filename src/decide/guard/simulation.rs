@@ -247,11 +247,15 @@ fn a_fault_that_comes_late_is_caught_too() {
     panic!("not caught");
 }
 
+/// How many ramps a figure is of. Without optimisation only whether they still run is of interest: tests/figures --debug.
+const RAMPS: u64 = if cfg!(debug_assertions) { 10 } else { 1_000 };
+
 /// The table of docs/rollouts.md.
 #[test]
 #[ignore = "the table of docs/rollouts.md; takes minutes without optimisation"]
 fn operating_characteristics() {
-    let ramps = 1_000;
+    let ramps = RAMPS;
+    println!("\nhow often a ramp is aborted, {ramps} simulated ramps for each line (docs/rollouts.md):");
     for (rules, name) in [(Rules::default(), "default"), (ceilings(), "ceilings")] {
         for errors in [0.0, 0.001, 0.01, 0.05] {
             for latency in [LOG_NORMAL, Latency::Pareto(1.2), Latency::SlowTenth] {
@@ -263,7 +267,8 @@ fn operating_characteristics() {
                         Latency::SlowTenth => "slow-tenth",
                     };
                     println!(
-                        "null {name} errors={errors} {kind} varies={varies}: {:.2}% false aborts",
+                        "no fault, {name} rules, errors {errors}, latency {kind}{}: {:.2}% false aborts",
+                        if varies { ", varying" } else { "" },
                         100.0 * share(aborted.len(), ramps)
                     );
                 }
@@ -272,15 +277,17 @@ fn operating_characteristics() {
     }
     let told = |what: String, mut caught: Vec<(u64, Metric)>| {
         caught.sort_unstable();
-        let median = caught.get(usize::try_from(ramps / 2).unwrap()).map_or("-".to_owned(), |c| c.0.to_string());
-        println!("{what}: {:.1}% caught, median at {median} requests", 100.0 * share(caught.len(), ramps));
+        let median = caught
+            .get(usize::try_from(ramps / 2).unwrap())
+            .map_or(String::new(), |c| format!(", half within {} requests", c.0));
+        println!("{what}: {:.1}% caught{median}", 100.0 * share(caught.len(), ramps));
     };
     for errors in [0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.05, 0.1] {
         for factor in [2.0, 3.0, 5.0, 10.0, 20.0] {
             if errors * factor <= 0.5 {
                 let world = World { errors, latency: LOG_NORMAL, varies: false };
                 let caught = aborts(ramps, &Rules::default(), world, Fault { errors: factor, ..NONE }, &FIRST);
-                told(format!("errors {errors} x{factor}"), caught);
+                told(format!("errors {errors} x{factor} in the canary"), caught);
             }
         }
     }
@@ -294,7 +301,7 @@ fn operating_characteristics() {
         for stretch in [1.2, 1.3, 1.5, 2.0, 3.0] {
             let world = World { errors: 0.001, latency, varies: false };
             told(
-                format!("{kind} x{stretch}"),
+                format!("latency {kind} x{stretch} in the canary"),
                 aborts(ramps, &Rules::default(), world, Fault { stretch, ..NONE }, &FIRST),
             );
         }
@@ -306,7 +313,8 @@ fn operating_characteristics() {
 #[test]
 #[ignore = "the second table of docs/rollouts.md; takes minutes without optimisation"]
 fn failures_that_belong_to_clients() {
-    let (ramps, errors, troubled) = (1_000, 0.01, 0.05);
+    let (ramps, errors, troubled) = (RAMPS, 0.01, 0.05);
+    println!("\nfailures that belong to clients, {ramps} simulated ramps for each line (docs/rollouts.md):");
     for clients in [10, 30, 100, 300, 1_000, 10_000] {
         for tolerance in [0.0, 0.5, 1.0, 2.0] {
             let rules = Rules { error_tolerance: tolerance, ..Rules::default() };

@@ -212,12 +212,15 @@ fn how_long_news_and_requests_take_in_calm_and_storm() {
     let (a, b) = (TestBackend::named("a"), TestBackend::named("b"));
     publish(&cluster, &[(&a, "a")]);
     let perch = beside_noise(&cluster);
+    // Without optimisation only whether it still runs is of interest: tests/figures --debug.
+    let (rounds, asked) = if cfg!(debug_assertions) { (20, 2) } else { (200, 8) };
+    println!("\nnews of the cluster ({rounds} for each line) and requests beside it (docs/lab.md):");
     let phase = |name: &str, storm: Option<Storm>| {
         let (began, before) = (Instant::now(), generation(&perch));
         let cores_before = ["control", "worker-0"].map(|thread| cores(&perch, thread));
         let stop = Arc::new(AtomicBool::new(false));
         let users = ask(&perch, &stop);
-        std::thread::sleep(Duration::from_secs(8));
+        std::thread::sleep(Duration::from_secs(asked));
         stop.store(true, Ordering::Relaxed);
         let requests = users.join().unwrap();
         let seconds = began.elapsed().as_secs_f64();
@@ -228,7 +231,8 @@ fn how_long_news_and_requests_take_in_calm_and_storm() {
         };
         let threads = [per_second(0, 0), per_second(1, 0), per_second(1, 1)];
         let pause = if storm.is_some() { Duration::from_millis(20) } else { Duration::from_millis(150) };
-        let news = news(&double, &perch, [&b, &a], 200, pause);
+        let news = news(&double, &perch, [&b, &a], rounds, pause);
+        let ms = |d: Duration| format!("{:.1} ms", d.as_secs_f64() * 1e3);
         let seconds = began.elapsed().as_secs_f64();
         let events = storm.map_or(0.0, |s| f64::from(s.finish()) / seconds);
         println!(
@@ -236,13 +240,13 @@ fn how_long_news_and_requests_take_in_calm_and_storm() {
             threads[0], threads[1], threads[2]
         );
         println!(
-            "{name}: {events:.0} events/s, {published:.1} snapshots/s; requests p50 {:?} p99 {:?} ({}); news p50 {:?} p99 {:?} max {:?}",
-            percentile(&requests, 50),
-            percentile(&requests, 99),
+            "{name}: {events:.0} events/s, {published:.1} snapshots/s; requests p50 {} p99 {} ({}); news p50 {} p99 {} max {}",
+            ms(percentile(&requests, 50)),
+            ms(percentile(&requests, 99)),
             requests.len(),
-            percentile(&news, 50),
-            percentile(&news, 99),
-            news[news.len() - 1],
+            ms(percentile(&news, 50)),
+            ms(percentile(&news, 99)),
+            ms(news[news.len() - 1]),
         );
     };
 
