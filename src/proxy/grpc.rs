@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 
 use super::respond::REASON;
@@ -47,8 +47,8 @@ fn is_type(value: &[u8]) -> bool {
 }
 
 /// Whether a request with these fields wants its errors in gRPC's form.
-pub(crate) fn is_call(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|value| is_type(value.as_bytes()))
+pub(crate) fn is_call<'a>(mut fields: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> bool {
+    fields.find(|(name, _)| *name == CONTENT_TYPE.as_str().as_bytes()).is_some_and(|(_, value)| is_type(value))
 }
 
 /// At most eight digits and a unit.

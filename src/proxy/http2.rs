@@ -1,9 +1,10 @@
-//! HTTP/2 from clients, by the h2 crate; the endpoint's side is the same HTTP/1 codec as for HTTP/1 clients.
+//! HTTP/2 from clients: a codec of our own, since the `h2` crate and its header maps were most of what a request cost; the
+//! endpoint's side is the same HTTP/1 codec as for HTTP/1 clients.
 //!
-//! Each stream has a task, which drives its endpoint connection too. Writes of a connection are put together: the h2
-//! crate flushes after every frame, and one TLS record and one system call per response would be the price.
+//! `driver` moves the bytes; `receive` reads frames (`frame`, `hpack`, `head`) within what a client may do (`budget`);
+//! `streams` keeps the windows and what waits for them. Each stream has a task, which drives its endpoint connection too.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
@@ -11,10 +12,7 @@ use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::RecvStream;
-use h2::server::SendResponse;
-use http::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
-use http::{Request, Response, StatusCode};
+use http::Response;
 use tokio::time::Instant;
 
 use super::attempts::Attempts;
@@ -32,27 +30,28 @@ use super::watchdog::Watchdog;
 use super::worker::Worker;
 use crate::reason::Reason;
 
-mod chatter;
-mod coalesce;
+mod budget;
 mod driver;
+mod frame;
+mod head;
+mod hpack;
 mod pace;
+mod receive;
 mod relay;
 mod send;
+mod streams;
 mod upload;
 mod websocket;
 
-use coalesce::Coalesce;
 use driver::Driver;
+use head::Head;
+use hpack::encoder;
 use pace::Pace;
 use relay::Relay;
+use streams::Handle;
 use upload::Upload;
 use websocket::Tunnel;
 
-/// Stream and connection windows, as Envoy's advice for the edge has them.
-const STREAM_WINDOW: u32 = 64 * 1024;
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
-/// Response bytes that wait for the client's window, per stream.
-const SEND_BUFFER: usize = 64 * 1024;
 /// How long a client that never asked for anything may take to say goodbye.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -64,25 +63,15 @@ struct Session {
     active: Cell<usize>,
     /// Streams that were begun.
     begun: Cell<u64>,
-    pace: Rc<Pace>,
+    pace: Pace,
 }
 
 /// Serves a connection to its end.
 pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, connection: Connection) {
     let timeouts = connection.listener.config.timeouts;
-    let limits = connection.listener.config.limits;
-    let pace = Rc::<Pace>::default();
-    let stream = Coalesce::new(stream, worker.clone(), pace.clone());
-    let greeting = h2::server::Builder::new()
-        .max_concurrent_streams(limits.streams)
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
-        .max_send_buffer_size(SEND_BUFFER)
-        .enable_connect_protocol()
-        .handshake(stream);
+    let pace = Pace::default();
     let session = Rc::new(Session { worker, connection, active: Cell::new(0), begun: Cell::new(0), pace });
-    let mut http = Driver::new(session.clone(), greeting);
+    let mut http = Driver::new(session.clone(), stream);
     let mut dog = Watchdog::new(Instant::now() + timeouts.first_byte);
     let mut seen = 0;
     let mut is_closing = false;
@@ -141,92 +130,67 @@ impl Drop for ActiveStream {
     }
 }
 
-/// What a request is answered with.
+/// What is left to do for a request.
 enum Answer {
-    /// All of it is here: perch's own, or a small one of an endpoint.
-    Whole(Response<Bytes>),
-    /// A head, and a body on its way.
-    Relay(Response<()>, Box<Relay>),
-    Tunnel(Response<()>, Box<Tunnel>),
+    /// Its answer is on its way, all of it.
+    Sent,
+    /// The head is on its way, and the body is coming.
+    Relay(Box<Relay>),
+    Tunnel(Box<Tunnel>),
 }
 
-/// Interim heads (RFC 9110 section 15.2) on their way to the client.
-type Interim = RefCell<Vec<Response<()>>>;
-
 /// A stream's task.
-async fn answer(
-    session: Rc<Session>,
-    request: Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
-    _stream: ActiveStream,
-) {
+async fn answer(session: Rc<Session>, head: Head, stream: Handle, _stream: ActiveStream) {
     let answered = {
-        let interim = Interim::default();
-        let mut handling = pin!(handle(&session, request, &interim));
-        poll_fn(|cx| {
-            let answered = handling.as_mut().poll(cx);
-            for head in interim.take() {
-                // An error: the client gave it up.
-                respond.send_informational(head).ok();
-            }
-            match answered {
-                Poll::Ready(answer) => Poll::Ready(Some(answer)),
-                // The client gave it up: what is under way for it ends.
-                Poll::Pending => respond.poll_reset(cx).map(|_| None),
-            }
+        let mut handling = pin!(handle(&session, head, &stream));
+        poll_fn(|cx| match handling.as_mut().poll(cx) {
+            Poll::Ready(answer) => Poll::Ready(Some(answer)),
+            // The client gave it up: what is under way for it ends.
+            Poll::Pending => stream.poll_reset(cx).map(|_| None),
         })
         .await
     };
     let (pace, write) = (&session.pace, session.connection.listener.config.timeouts.write);
     match answered {
         None => {}
-        Some(Answer::Whole(response)) => send::whole(&mut respond, response, pace, write).await,
-        Some(Answer::Relay(response, relay)) => {
-            let is_whole = relay.is_over();
-            if let Some(out) = send::head(&mut respond, response, is_whole).filter(|_| !is_whole) {
-                send::relayed(out, relay, pace, write).await;
-            }
-        }
-        Some(Answer::Tunnel(response, tunnel)) => tunnel.run(&session, &mut respond, response).await,
+        Some(Answer::Sent) => send::rest(&stream, None, pace, write).await,
+        Some(Answer::Relay(relay)) => send::rest(&stream, Some(relay), pace, write).await,
+        Some(Answer::Tunnel(tunnel)) => tunnel.run(&session, &stream).await,
     }
 }
 
-async fn handle(session: &Rc<Session>, request: Request<RecvStream>, interim: &Interim) -> Answer {
+async fn handle(session: &Rc<Session>, head: Head, stream: &Handle) -> Answer {
     let (worker, connection) = (&session.worker, &session.connection);
     let mut open = OpenEntry { session, entry: Some(Entry::new(worker, connection, Protocol::Http2)) };
     let entry = open.entry.as_mut().expect("it was just put there");
-    let is_websocket = websocket::is_asked(&request);
-    let (parts, incoming) = request.into_parts();
-    // What comes up a tunnel is nobody's body.
-    let (incoming, tunnel) = if is_websocket { (None, Some(incoming)) } else { (Some(incoming), None) };
-    let is_grpc = grpc::is_call(&parts.headers);
+    let is_websocket = head.is_websocket();
+    let is_grpc = grpc::is_call(head.fields());
     let mut out = worker.buffers.scratch();
-    let target = parts.uri.path_and_query().map_or("", |t| t.as_str());
-    let authority = parts.uri.authority().map(|a| a.as_str());
     let line = Line {
-        method: if is_websocket { "GET" } else { parts.method.as_str() },
-        target,
-        authority,
+        method: if is_websocket { "GET" } else { head.method() },
+        target: head.path(),
+        authority: head.authority(),
         protocol: Protocol::Http2,
-        has_data: incoming.as_ref().is_some_and(|i| !i.is_end_stream()),
+        // What comes up a tunnel is nobody's body.
+        has_data: !is_websocket && !head.is_all,
         is_websocket,
     };
-    let fields: Vec<(&[u8], &[u8])> =
-        parts.headers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())).collect();
-    let now = worker.millis(entry.started);
-    let planned = match parts.headers.len() <= connection.listener.config.limits.fields {
-        true => request::plan(worker, connection, line, fields.iter().copied(), now, &mut out),
-        false => Err(Reason::FieldCount.into()),
+    let limits = &connection.listener.config.limits;
+    let planned = if head.is_too_large() {
+        Err(Reason::HeadSize.into())
+    } else if head.field_count() > limits.fields {
+        Err(Reason::FieldCount.into())
+    } else if line.target.len() > limits.target_bytes {
+        Err(Reason::TargetLength.into())
+    } else {
+        request::plan(worker, connection, line, head.fields(), worker.millis(entry.started), &mut out)
     };
     let plan = match planned {
         Ok(plan) => plan,
         Err(instead) => {
             worker.buffers.recycle(out);
-            entry.words_of(
-                parts.method.as_str().as_bytes(),
-                target.as_bytes(),
-                authority.unwrap_or_default().as_bytes(),
-            );
+            let authority = head.authority().unwrap_or_default();
+            entry.words_of(head.method().as_bytes(), head.path().as_bytes(), authority.as_bytes());
             let response = match instead {
                 Instead::Refuse(reason) => {
                     entry.status = reason.status();
@@ -238,47 +202,59 @@ async fn handle(session: &Rc<Session>, request: Request<RecvStream>, interim: &I
                     respond::redirect_h2(status, &location)
                 }
             };
+            send::own(stream, &response);
             open.finish();
-            return Answer::Whole(response);
+            return Answer::Sent;
         }
     };
-    drop(parts);
+    worker.buffers.recycle(head.into_storage());
     entry.planned(&plan);
     entry.head(&out, &plan.spans);
-    let mut exchange = Exchange { session, plan: &plan, upload: Upload::new(out, plan.framing, incoming), interim };
+    let upload = Upload::new(out, plan.framing, !is_websocket && !stream.has_all());
+    let mut exchange = Exchange { session, plan: &plan, upload, stream };
     let answered = exchange.run(entry).await;
     let upload = exchange.upload;
     entry.bytes_in = upload.bytes;
     match answered {
-        Ok((mut link, head, response)) => {
+        Ok((mut link, head, block)) => {
             entry.status = head.status;
-            if let (101, Some(incoming)) = (head.status, tunnel) {
+            if is_websocket && head.status == 101 {
                 worker.buffers.recycle(upload.into_head());
-                let entry = open.entry.take().expect("it is taken once");
-                return Answer::Tunnel(response, Box::new(Tunnel { incoming, link, entry }));
+                let mut entry = open.entry.take().expect("it is taken once");
+                if stream.send_head(&block, false).is_err() {
+                    entry.reason = Some(Reason::ClientAbort);
+                }
+                worker.buffers.recycle(block);
+                return Answer::Tunnel(Box::new(Tunnel { link, entry }));
             }
-            if let Some(body) = whole_body(&link, head).filter(|_| upload.is_complete()) {
-                link.buffer.consume(body.len(), &worker.buffers);
-                entry.bytes_out = body.len() as u64;
+            if let Some(length) = whole_body(&link, head).filter(|_| upload.is_complete()) {
+                let body = link.buffer.unread().get(..length).unwrap_or_default();
+                // An error: the client gave it up.
+                send::whole(stream, &block, body).ok();
+                worker.buffers.recycle(block);
+                link.buffer.consume(length, &worker.buffers);
+                entry.bytes_out = length as u64;
                 worker.buffers.recycle(upload.into_head());
                 match head.keeps_alive {
                     true => worker.pool.checkin(link, worker.millis(entry.started)),
                     false => upstream::discard(link, &worker.buffers),
                 }
                 open.finish();
-                return Answer::Whole(response.map(|()| body));
+                return Answer::Sent;
             }
             let entry = open.entry.take().expect("it is taken once");
             let relay = Relay::new(session.clone(), entry, link, head, upload, Deadlines::of(connection, &plan));
-            Answer::Relay(response, Box::new(relay))
+            stream.send_head(&block, relay.is_over()).ok();
+            worker.buffers.recycle(block);
+            Answer::Relay(Box::new(relay))
         }
         Err(Broken::Client(reason) | Broken::Endpoint(reason)) => {
             entry.status = reason.status();
             entry.reason = Some(reason);
-            let response = error(reason, is_grpc, entry.request_id());
+            send::own(stream, &error(reason, is_grpc, entry.request_id()));
             worker.buffers.recycle(upload.into_head());
             open.finish();
-            Answer::Whole(response)
+            Answer::Sent
         }
     }
 }
@@ -315,57 +291,46 @@ impl Drop for OpenEntry<'_> {
 /// Bytes of a body that may wait for the client's window without its endpoint's connection.
 const WHOLE: usize = 16 * 1024;
 
-/// The body, if all of it came with the head and nothing comes after it, as with most small answers: such a response needs
-/// nothing of its own that lives on.
-fn whole_body(link: &Link, head: ResponseHead) -> Option<Bytes> {
-    let here = link.buffer.unread();
-    if here.len() > WHOLE {
-        return None;
-    }
-    match head.framing {
-        Framing::Empty if here.is_empty() => Some(Bytes::new()),
-        Framing::Length(n) if n == here.len() as u64 => Some(Bytes::copy_from_slice(here)),
-        _ => None,
-    }
+/// The length of the body, if all of it came with the head and nothing comes after it, as with most small answers: such a
+/// response needs nothing of its own that lives on.
+fn whole_body(link: &Link, head: ResponseHead) -> Option<usize> {
+    let here = link.buffer.len();
+    let is_whole = match head.framing {
+        Framing::Empty => here == 0,
+        Framing::Length(n) => n == here as u64,
+        Framing::Chunked | Framing::Close => false,
+    };
+    (is_whole && here <= WHOLE).then_some(here)
 }
 
 /// The client's head.
-fn client_head(plan: &Plan, of: &response::Response<'_, '_>) -> Response<()> {
-    let mut client = Response::new(());
-    *client.status_mut() = StatusCode::from_u16(of.head.status).unwrap_or(StatusCode::BAD_GATEWAY);
-    let headers = client.headers_mut();
-    headers.reserve(of.field_count() + 2);
-    pass_fields(of, headers);
+fn client_head(plan: &Plan, of: &response::Response<'_, '_>, out: &mut Vec<u8>) {
+    // What HTTP/1 calls switching protocols is an answer to CONNECT here.
+    let switches = of.head.status == 101;
+    encoder::status(if switches { 200 } else { of.head.status }, out);
+    pass_fields(of, switches, out);
     let length = match of.head.framing {
         Framing::Length(n) => Some(n),
         Framing::Empty => of.declared_length(),
         Framing::Chunked | Framing::Close => None,
     };
     if let Some(length) = length {
-        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        encoder::length(length, out);
     }
     if plan.service.config.version_header
         && let Some(version) = plan.service.versions.get(plan.decision.version)
-        && let Ok(value) = HeaderValue::from_str(&version.name)
     {
-        headers.insert(respond::VERSION, value);
+        encoder::field(respond::VERSION.as_str().as_bytes(), version.name.as_bytes(), out);
     }
-    client
 }
 
-/// An interim head.
-fn interim_head(of: &response::Response<'_, '_>) -> Option<Response<()>> {
-    let mut head = Response::new(());
-    *head.status_mut() = StatusCode::from_u16(of.head.status).ok()?;
-    pass_fields(of, head.headers_mut());
-    Some(head)
-}
-
-fn pass_fields(of: &response::Response<'_, '_>, headers: &mut HeaderMap) {
-    // `TE` is for requests: `h2` would refuse the whole head for it.
-    for (name, value) in of.passing().filter(|(name, _)| !name.eq_ignore_ascii_case(b"te")) {
-        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
-            headers.append(name, value);
+fn pass_fields(of: &response::Response<'_, '_>, switches: bool, out: &mut Vec<u8>) {
+    for (name, value) in of.passing() {
+        // Of a handshake in HTTP/1 (RFC 8441 section 5); `TE` is for requests.
+        let is_dropped =
+            name.eq_ignore_ascii_case(b"te") || switches && name.eq_ignore_ascii_case(b"sec-websocket-accept");
+        if !is_dropped {
+            encoder::field(name, value, out);
         }
     }
 }
@@ -375,21 +340,21 @@ struct Exchange<'a> {
     session: &'a Rc<Session>,
     plan: &'a Plan,
     upload: Upload,
-    interim: &'a Interim,
+    stream: &'a Handle,
 }
 
 impl Exchange<'_> {
-    async fn run(&mut self, entry: &mut Entry) -> Result<(Link, ResponseHead, Response<()>), Broken> {
+    async fn run(&mut self, entry: &mut Entry) -> Result<(Link, ResponseHead, Vec<u8>), Broken> {
         let session = self.session;
         let mut attempts = Attempts::new(&session.worker, self.plan, entry.started);
         loop {
             let mut link = attempts.link().await.map_err(Broken::Endpoint)?;
             entry.attempt(&link, &attempts);
             match self.final_head(&mut link).await {
-                Ok((head, response)) => {
+                Ok((head, block)) => {
                     attempts.succeeded(&link);
                     entry.upstream_began();
-                    return Ok((link, head, response));
+                    return Ok((link, head, block));
                 }
                 Err(Broken::Endpoint(reason)) => {
                     attempts.failed(link, reason, self.upload.kept()).map_err(Broken::Endpoint)?;
@@ -403,12 +368,13 @@ impl Exchange<'_> {
         }
     }
 
-    /// Sends the request and waits for the final head, passing interim ones on.
-    async fn final_head(&mut self, link: &mut Link) -> Result<(ResponseHead, Response<()>), Broken> {
+    /// Sends the request and waits for the final head, for the client; interim ones are passed on.
+    async fn final_head(&mut self, link: &mut Link) -> Result<(ResponseHead, Vec<u8>), Broken> {
         let deadlines = Deadlines::of(&self.session.connection, self.plan);
         for _ in 0..16 {
             let length = self.await_head(link, deadlines).await?;
             let bytes = link.buffer.unread().get(..length).unwrap_or_default();
+            let mut block = self.session.worker.buffers.scratch();
             let parsed = response::parse(bytes, self.plan.is_head, |response| {
                 let switches = self.plan.is_upgrade && response.head.is_websocket;
                 let is_final = response.head.status >= 200 || switches;
@@ -418,17 +384,25 @@ impl Exchange<'_> {
                     101 => false,
                     _ => !is_final,
                 };
-                if is_passed_on {
-                    self.interim.borrow_mut().extend(interim_head(response));
+                if is_final {
+                    client_head(self.plan, response, &mut block);
+                } else if is_passed_on {
+                    encoder::status(response.head.status, &mut block);
+                    pass_fields(response, false, &mut block);
+                    // An error: the client gave it up.
+                    self.stream.send_head(&block, false).ok();
+                    block.clear();
                 }
-                (response.head, is_final.then(|| client_head(self.plan, response)))
+                (response.head, is_final)
             });
-            let (head, response) = parsed.map_err(|_| Broken::Endpoint(Reason::BadResponse))?;
+            let (head, is_final) = parsed.map_err(|_| Broken::Endpoint(Reason::BadResponse))?;
             link.buffer.consume(length, &self.session.worker.buffers);
-            match response {
-                Some(response) => return Ok((head, response)),
-                None if head.status == 101 => return Err(Broken::Endpoint(Reason::Bad101)),
-                None => {}
+            if is_final {
+                return Ok((head, block));
+            }
+            self.session.worker.buffers.recycle(block);
+            if head.status == 101 {
+                return Err(Broken::Endpoint(Reason::Bad101));
             }
         }
         Err(Broken::Endpoint(Reason::BadResponse))
@@ -436,12 +410,12 @@ impl Exchange<'_> {
 
     async fn await_head(&mut self, link: &mut Link, deadlines: Deadlines) -> Result<usize, Broken> {
         let Worker { buffers, kennel, .. } = &*self.session.worker;
-        let upload = &mut self.upload;
+        let mut upload = upload::Sent { upload: &mut self.upload, stream: self.stream };
         // Taken when there is something to wait for.
         let mut dog: Option<Watchdog> = None;
         let mut wait = HeadWait::default();
         let waited = poll_fn(|cx| {
-            if let Poll::Ready(head) = wait.poll(cx, upload, link, buffers) {
+            if let Poll::Ready(head) = wait.poll(cx, &mut upload, link, buffers) {
                 return Poll::Ready(head);
             }
             let now = upload.progress();

@@ -134,10 +134,6 @@ const fn goes_on(kind: Field) -> bool {
 }
 
 impl<'b> Response<'_, 'b> {
-    pub(crate) fn field_count(&self) -> usize {
-        self.headers.len()
-    }
-
     /// The fields that go on to the client.
     pub(crate) fn passing(&self) -> impl Iterator<Item = (&'b [u8], &'b [u8])> {
         // Empty, and so without an allocation, for all but the rarest endpoints.

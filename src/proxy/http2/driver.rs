@@ -1,94 +1,228 @@
-//! A client's HTTP/2 connection, driven to its end: its greeting, its streams, each in a task of its own, and its pings.
-//!
-//! `h2` itself and not hyper's server: a stream then costs one task and no adapters, and who sends a body knows when its
-//! client takes nothing. It knows no deadlines but the ping's.
+//! A client's HTTP/2 connection, driven to its end: its bytes in and out, a task for each request, and its pings. What the
+//! tasks put together goes out in one write: the driver is woken behind all tasks that can go on. It knows no deadlines
+//! but the ping's.
 
+use std::cell::RefCell;
+use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
-use h2::server::{Connection, Handshake};
-use h2::{Ping, PingPong};
+use h2::Reason;
+use tokio::io::AsyncWrite;
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::coalesce::Coalesce;
+use super::frame::{self, setting};
+use super::receive::Receiver;
+use super::streams::{CONNECTION_WINDOW, Handle, STREAM_WINDOW, Streams};
 use super::{ActiveStream, Session, answer};
+use crate::proxy::buffer::{Buffer, Size};
 use crate::proxy::stream::Stream;
 
 /// An idle peer is asked whether it is still there (reliability.md D8).
 const PING_EVERY: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
-type Io = Coalesce<Stream>;
+/// What our PINGs say: by its answer one of them shows what the client had sent before it knew of a shutdown.
+const ARE_YOU_THERE: [u8; 8] = *b"perch?  ";
+const GOING_AWAY: [u8; 8] = *b"perch...";
+
+/// Nothing more is read while so much waits to be written: what came would have to be answered too.
+const STUCK: usize = 128 * 1024;
 
 /// One connection.
 pub(super) struct Driver {
     session: Rc<Session>,
-    state: State,
+    io: Stream,
+    buffer: Buffer,
+    reads: Size,
+    streams: Rc<RefCell<Streams>>,
+    /// What of the streams' bytes was written, and whether they have to be flushed.
+    sent: usize,
+    is_due: bool,
+    pings: Pings,
     is_closing: bool,
-}
-
-enum State {
-    Greeting(Box<Handshake<Io, Bytes>>),
-    Open(Box<Connection<Io, Bytes>>, Pings),
-}
-
-impl Driver {
-    pub(super) fn new(session: Rc<Session>, greeting: Handshake<Io, Bytes>) -> Self {
-        Self { session, state: State::Greeting(Box::new(greeting)), is_closing: false }
-    }
-
-    /// Takes no more streams; those under way may end.
-    pub(super) fn close(&mut self) {
-        self.is_closing = true;
-        if let State::Open(http, _) = &mut self.state {
-            http.graceful_shutdown();
-        }
-    }
-
-    /// Ready at the connection's end.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
-        if let State::Greeting(greeting) = &mut self.state {
-            let mut http = Box::new(ready!(Pin::new(greeting).poll(cx))?);
-            if self.is_closing {
-                http.graceful_shutdown();
-            }
-            let pings = Pings::new(http.ping_pong());
-            self.state = State::Open(http, pings);
-        }
-        let State::Open(http, pings) = &mut self.state else { return Poll::Pending };
-        loop {
-            match http.poll_accept(cx) {
-                Poll::Ready(Some(Ok((request, respond)))) => {
-                    // Counted from here on, not from the first poll of its task: the connection is not idle.
-                    let stream = ActiveStream::new(self.session.clone());
-                    // Boxed: tokio moves a task's future several times before it is first polled.
-                    tokio::task::spawn_local(Box::pin(answer(self.session.clone(), request, respond, stream)));
-                }
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error.into())),
-                Poll::Ready(None) => return Poll::Ready(Ok(())),
-                Poll::Pending => break,
-            }
-        }
-        // After the connection was read: an answer may just have come.
-        pings.poll(cx, self.session.pace.read.get()).map(|()| Err(Broken::Silent))
-    }
 }
 
 /// Why a connection ended before its time.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Broken {
+    #[error("{0}")]
+    Client(Reason),
     #[error(transparent)]
-    Http(#[from] h2::Error),
+    Io(#[from] io::Error),
     #[error("no answer to a PING")]
     Silent,
 }
 
+impl Driver {
+    pub(super) fn new(session: Rc<Session>, io: Stream) -> Self {
+        let limits = session.connection.listener.config.limits;
+        let most_streams = usize::try_from(limits.streams).unwrap_or(usize::MAX);
+        let mut streams = Streams::new(session.worker.clone(), Receiver::new(limits.head_bytes, most_streams));
+        let size = |n: i64| u32::try_from(n).unwrap_or_default();
+        let settings = [
+            (setting::MAX_CONCURRENT_STREAMS, limits.streams),
+            (setting::INITIAL_WINDOW_SIZE, size(STREAM_WINDOW)),
+            (setting::MAX_HEADER_LIST_SIZE, u32::try_from(limits.head_bytes).unwrap_or(u32::MAX)),
+            (setting::ENABLE_CONNECT_PROTOCOL, 1),
+        ];
+        frame::settings(&settings, streams.out());
+        frame::window_update(0, size(CONNECTION_WINDOW) - 65_535, streams.out());
+        Self {
+            session,
+            io,
+            buffer: Buffer::default(),
+            reads: Size::Head,
+            streams: Rc::new(RefCell::new(streams)),
+            sent: 0,
+            is_due: false,
+            pings: Pings::new(),
+            is_closing: false,
+        }
+    }
+
+    /// Takes no more streams; those under way may end (RFC 9113 section 6.8).
+    pub(super) fn close(&mut self) {
+        if !std::mem::replace(&mut self.is_closing, true) {
+            let mut streams = self.streams.borrow_mut();
+            let out = streams.out();
+            frame::goaway(0x7fff_ffff, Reason::NO_ERROR, out);
+            frame::ping(0, GOING_AWAY, out);
+        }
+    }
+
+    /// Ready at the connection's end.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        self.streams.borrow_mut().unpark();
+        // First what is there, together: what is read now is answered later anyway.
+        let blocked = self.flush(cx)?.is_pending();
+        if self.poll_receive(cx, blocked)?.is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        self.ponged();
+        self.pings.poll(cx, self.session.pace.read.get(), &self.streams)?;
+        if self.flush(cx)?.is_ready() && self.is_over() {
+            return Pin::new(&mut self.io).poll_shutdown(cx).map_err(Broken::Io);
+        }
+        self.streams.borrow_mut().park(cx);
+        Poll::Pending
+    }
+
+    /// Nothing is under way, and nothing comes.
+    fn is_over(&self) -> bool {
+        let streams = self.streams.borrow();
+        streams.open == 0 && (streams.receiver.is_leaving || streams.receiver.goaway.is_some())
+    }
+
+    /// Ready when all has gone out.
+    fn flush(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, Broken> {
+        match self.poll_flush(cx) {
+            Poll::Ready(done) => Ok(Poll::Ready(done?)),
+            Poll::Pending => Ok(Poll::Pending),
+        }
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut streams = self.streams.borrow_mut();
+        loop {
+            while let Some(rest) = streams.out.get(self.sent..).filter(|rest| !rest.is_empty()) {
+                let n = ready!(Pin::new(&mut self.io).poll_write(cx, rest))?;
+                if n == 0 {
+                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                }
+                self.sent += n;
+                self.is_due = true;
+                let written = &self.session.pace.written;
+                written.set(written.get() + n as u64);
+            }
+            // An idle connection keeps nothing.
+            let storage = std::mem::take(&mut streams.out);
+            streams.recycle(storage);
+            self.sent = 0;
+            streams.pump();
+            if streams.out.is_empty() {
+                break;
+            }
+        }
+        if self.is_due {
+            ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+            self.is_due = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Takes in what the client sends. Ready at its end.
+    fn poll_receive(&mut self, cx: &mut Context<'_>, blocked: bool) -> Result<Poll<()>, Broken> {
+        let pace = &self.session.pace;
+        let buffers = &self.session.worker.buffers;
+        loop {
+            if blocked && self.streams.borrow().out.len() - self.sent >= STUCK {
+                return Ok(Poll::Pending);
+            }
+            let n = match self.buffer.poll_fill(cx, &mut self.io, self.reads, buffers) {
+                Poll::Ready(n) => n?,
+                Poll::Pending => return Ok(Poll::Pending),
+            };
+            if n == 0 {
+                return Ok(Poll::Ready(()));
+            }
+            // Large bodies want large reads.
+            self.reads = if n >= 2_048 { Size::Body } else { Size::Head };
+            pace.read.set(pace.read.get() + n as u64);
+            let mut streams = self.streams.borrow_mut();
+            let received = streams.receive(self.buffer.unread(), pace.written.get());
+            for (head, at) in streams.receiver.accepted.drain(..) {
+                let handle = Handle::new(self.streams.clone(), at);
+                // Counted from here on, not from the first poll of its task: the connection is not idle.
+                let stream = ActiveStream::new(self.session.clone());
+                // Boxed: tokio moves a task's future several times before it is first polled.
+                tokio::task::spawn_local(Box::pin(answer(self.session.clone(), head, handle, stream)));
+            }
+            match received {
+                Ok(used) => self.buffer.consume(used, buffers),
+                Err(code) => {
+                    let last = streams.receiver.last;
+                    frame::goaway(last, code, streams.out());
+                    drop(streams);
+                    // As far as it goes: who does not take it is not waited for.
+                    if self.flush(cx)?.is_ready() {
+                        let _is_shut = Pin::new(&mut self.io).poll_shutdown(cx)?;
+                    }
+                    return Err(Broken::Client(code));
+                }
+            }
+        }
+    }
+
+    /// The answer to a PING of ours.
+    fn ponged(&mut self) {
+        let mut streams = self.streams.borrow_mut();
+        match streams.receiver.pong.take() {
+            Some(GOING_AWAY) if self.is_closing && streams.receiver.goaway.is_none() => {
+                let last = streams.receiver.last;
+                streams.receiver.goaway = Some(last);
+                frame::goaway(last, Reason::NO_ERROR, streams.out());
+            }
+            Some(ARE_YOU_THERE) => self.pings.answered(),
+            _ => {}
+        }
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        let buffers = &self.session.worker.buffers;
+        self.buffer.clear(buffers);
+        let mut streams = self.streams.borrow_mut();
+        streams.end_all();
+        buffers.recycle(std::mem::take(&mut streams.out));
+    }
+}
+
 /// Asks a silent client whether it is still there.
 struct Pings {
-    pings: Option<PingPong>,
     timer: Pin<Box<Sleep>>,
     is_asked: bool,
     /// Bytes that had come when the timer was last set.
@@ -96,26 +230,29 @@ struct Pings {
 }
 
 impl Pings {
-    fn new(pings: Option<PingPong>) -> Self {
-        Self { pings, timer: Box::pin(sleep(PING_EVERY)), is_asked: false, read: 0 }
+    fn new() -> Self {
+        Self { timer: Box::pin(sleep(PING_EVERY)), is_asked: false, read: 0 }
     }
 
-    /// Ready when a question was not answered in time. `read`: bytes that came so far.
-    fn poll(&mut self, cx: &mut Context<'_>, read: u64) -> Poll<()> {
-        let Some(pings) = &mut self.pings else { return Poll::Pending };
-        loop {
-            if self.is_asked && pings.poll_pong(cx).is_ready() {
-                self.is_asked = false;
-                self.timer.as_mut().reset(Instant::now() + PING_EVERY);
-            }
-            ready!(self.timer.as_mut().poll(cx));
+    fn answered(&mut self) {
+        if std::mem::take(&mut self.is_asked) {
+            self.timer.as_mut().reset(Instant::now() + PING_EVERY);
+        }
+    }
+
+    /// An error when a question was not answered in time. `read`: bytes that came so far.
+    fn poll(&mut self, cx: &mut Context<'_>, read: u64, streams: &RefCell<Streams>) -> Result<(), Broken> {
+        while self.timer.as_mut().poll(cx).is_ready() {
             if self.is_asked {
-                return Poll::Ready(());
+                return Err(Broken::Silent);
             }
             // One that said something is there.
-            let is_silent = std::mem::replace(&mut self.read, read) == read;
-            self.is_asked = is_silent && pings.send_ping(Ping::opaque()).is_ok();
+            self.is_asked = std::mem::replace(&mut self.read, read) == read;
+            if self.is_asked {
+                frame::ping(0, ARE_YOU_THERE, streams.borrow_mut().out());
+            }
             self.timer.as_mut().reset(Instant::now() + if self.is_asked { PING_TIMEOUT } else { PING_EVERY });
         }
+        Ok(())
     }
 }

@@ -6,8 +6,6 @@
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
 
 use super::super::awaited::{Broken, Deadlines, Upward};
@@ -19,14 +17,17 @@ use super::super::stream_to_endpoint::StreamError;
 use super::super::upstream::{self, Link};
 use super::super::watchdog::Watchdog;
 use super::Session;
-use super::upload::Upload;
+use super::hpack::encoder;
+use super::streams::Handle;
+use super::upload::{Sent, Upload};
 use crate::reason::Reason;
 
-/// What comes next of a body.
+/// What came next of a body.
 pub(super) enum Next {
-    /// A piece, and whether nothing comes after it.
-    Data(Bytes, bool),
-    Trailers(HeaderMap),
+    /// A piece, which was sent.
+    Data,
+    /// The block to end the stream with.
+    Trailers(Vec<u8>),
     End,
 }
 
@@ -100,35 +101,38 @@ impl Relay {
         entry.finish(worker, connection);
     }
 
-    /// The next piece; after an error it is for the caller to cut this.
-    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Next, Reason>> {
+    /// Sends the next piece, when the one before has gone; after an error it is for the caller to cut this.
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>, stream: &Handle) -> Poll<Result<Next, Reason>> {
         let Some(Live { link, upload, entry }) = &mut self.live else { return Poll::Ready(Ok(Next::End)) };
         let buffers = &self.session.worker.buffers;
         if !upload.is_done()
-            && let Poll::Ready(Err(Broken::Client(reason) | Broken::Endpoint(reason))) = upload.poll(cx, link)
+            && let Poll::Ready(Err(Broken::Client(reason) | Broken::Endpoint(reason))) =
+                (Sent { upload, stream }).poll(cx, link)
         {
             return Poll::Ready(Err(reason));
         }
         loop {
             match self.decoder.next(link.buffer.unread()).map_err(|_| Reason::BadResponse)? {
                 Piece::Data { skip, len } => {
+                    let is_last = self.decoder.is_done() && self.decoder.trailers().is_empty();
                     let data = link.buffer.unread().get(skip..skip + len).unwrap_or_default();
-                    let data = Bytes::copy_from_slice(data);
+                    // An error: the client gave it up, which the caller sees.
+                    stream.send(data, is_last).ok();
                     link.buffer.consume(skip + len, buffers);
                     entry.bytes_out += len as u64;
                     if let Some(dog) = &mut self.dog {
                         dog.set(Instant::now() + self.deadlines.response_body);
                     }
-                    if self.decoder.is_done() && self.decoder.trailers().is_empty() {
+                    if is_last {
                         self.end(None);
                     }
-                    return Poll::Ready(Ok(Next::Data(data, self.is_over())));
+                    return Poll::Ready(Ok(Next::Data));
                 }
                 Piece::End(n) => {
                     link.buffer.consume(n, buffers);
-                    let trailers = trailer_map(self.decoder.trailers());
+                    let trailers = trailer_block(self.decoder.trailers());
                     self.end(None);
-                    return Poll::Ready(Ok(trailers.map_or(Next::End, Next::Trailers)));
+                    return Poll::Ready(Ok(if trailers.is_empty() { Next::End } else { Next::Trailers(trailers) }));
                 }
                 Piece::More(n) => link.buffer.consume(n, buffers),
             }
@@ -161,16 +165,13 @@ impl Drop for Relay {
     }
 }
 
-fn trailer_map(lines: &[u8]) -> Option<HeaderMap> {
-    let mut map = HeaderMap::new();
+fn trailer_block(lines: &[u8]) -> Vec<u8> {
+    let mut block = Vec::new();
     for line in lines.split(|b| *b == b'\n') {
-        let Some((name, value)) = line.iter().position(|b| *b == b':').and_then(|at| line.split_at_checked(at)) else {
-            continue;
-        };
-        let value = crate::decide::fields::trim(value.get(1..).unwrap_or_default().trim_ascii_end());
-        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
-            map.append(name, value);
+        if let Some((name, value)) = line.iter().position(|b| *b == b':').and_then(|at| line.split_at_checked(at)) {
+            let value = crate::decide::fields::trim(value.get(1..).unwrap_or_default().trim_ascii_end());
+            encoder::field(name, value, &mut block);
         }
     }
-    (!map.is_empty()).then_some(map)
+    block
 }

@@ -3,7 +3,6 @@
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use h2::RecvStream;
 use tokio::io::AsyncWrite;
 
 use super::super::attempts::Kept;
@@ -12,6 +11,8 @@ use super::super::http1::body::{self, Framing};
 use super::super::http1::exchange::WITH_HEAD;
 use super::super::http1::response::line;
 use super::super::upstream::Link;
+use super::hpack::Fields;
+use super::streams::Handle;
 use crate::decide::fields;
 use crate::reason::Reason;
 
@@ -19,8 +20,6 @@ use crate::reason::Reason;
 #[derive(Debug)]
 pub(super) struct Upload {
     framing: Framing,
-    /// `None` for a request that has no body whatever comes.
-    incoming: Option<RecvStream>,
     /// The head and the first of the body; kept until the answer begins, so that it can be sent again.
     first: Vec<u8>,
     first_sent: usize,
@@ -33,16 +32,15 @@ pub(super) struct Upload {
 }
 
 impl Upload {
-    pub(super) fn new(head: Vec<u8>, framing: Framing, incoming: Option<RecvStream>) -> Self {
-        let ended = incoming.as_ref().is_none_or(RecvStream::is_end_stream);
+    /// `has_body`: more of the request is to come.
+    pub(super) fn new(head: Vec<u8>, framing: Framing, has_body: bool) -> Self {
         Self {
             framing,
-            incoming,
             first: head,
             first_sent: 0,
             pending: Vec::new(),
             pending_sent: 0,
-            ended,
+            ended: !has_body,
             is_streamed: false,
             is_broken: false,
             bytes: 0,
@@ -77,14 +75,14 @@ impl Upload {
         self.is_broken = false;
     }
 
-    fn end(&mut self, trailers: &http::HeaderMap) {
+    fn end(&mut self, trailers: Option<&Fields>) {
         if self.ended {
             return;
         }
         let mut lines = Vec::new();
-        for (name, value) in trailers {
-            if fields::may_be_trailer(name.as_str().as_bytes()) {
-                line(name.as_str().as_bytes(), value.as_bytes(), &mut lines);
+        for (name, value) in trailers.iter().flat_map(|trailers| trailers.iter()) {
+            if fields::may_be_trailer(name) {
+                line(name, value, &mut lines);
             }
         }
         let out = if self.is_streamed { &mut self.pending } else { &mut self.first };
@@ -105,40 +103,47 @@ impl Upload {
     }
 }
 
-impl Upward for Upload {
+/// An upload with the stream that it comes from.
+pub(super) struct Sent<'a> {
+    pub(super) upload: &'a mut Upload,
+    pub(super) stream: &'a Handle,
+}
+
+impl Upward for Sent<'_> {
     fn poll(&mut self, cx: &mut Context<'_>, link: &mut Link) -> Poll<Result<(), Broken>> {
+        let Self { upload, stream } = self;
         loop {
             // Its answer may be on the way even if it reads no more.
-            if ready!(self.poll_send(cx, link)).is_err() {
-                self.is_broken = true;
+            if ready!(upload.poll_send(cx, link)).is_err() {
+                upload.is_broken = true;
             }
-            if self.is_done() {
+            if upload.is_done() {
                 return Poll::Ready(Ok(()));
             }
-            let Some(incoming) = &mut self.incoming else {
-                self.end(&http::HeaderMap::new());
-                continue;
+            let read = |data: &[u8]| {
+                upload.bytes += data.len() as u64;
+                // As much of a body as may be sent again stays with the head: all of most gRPC calls.
+                upload.is_streamed |= upload.first.len() + data.len() > WITH_HEAD;
+                let out = if upload.is_streamed { &mut upload.pending } else { &mut upload.first };
+                body::encode(upload.framing, data, out);
+                (data.len(), ())
             };
-            match ready!(incoming.poll_data(cx)) {
-                Some(Ok(data)) => {
-                    // As it is read here, there is room for as much again. An error: the stream is over, which is read next.
-                    incoming.flow_control().release_capacity(data.len()).ok();
-                    self.bytes += data.len() as u64;
-                    // As much of a body as may be sent again stays with the head: all of most gRPC calls.
-                    self.is_streamed |= self.first.len() + data.len() > WITH_HEAD;
-                    let out = if self.is_streamed { &mut self.pending } else { &mut self.first };
-                    body::encode(self.framing, &data, out);
-                }
-                None => match ready!(incoming.poll_trailers(cx)) {
-                    Ok(trailers) => self.end(&trailers.unwrap_or_default()),
-                    Err(_) => return Poll::Ready(Err(Broken::Client(Reason::ClientAbort))),
-                },
+            match ready!(stream.poll_read(cx, read)) {
+                Some(Ok(())) => {}
+                None => upload.end(stream.take_trailers().as_ref()),
                 // However the client put it: what was cut must not look whole to the endpoint.
                 Some(Err(_)) => return Poll::Ready(Err(Broken::Client(Reason::ClientAbort))),
             }
         }
     }
 
+    fn progress(&self) -> Progress {
+        self.upload.progress()
+    }
+}
+
+impl Upload {
+    /// Where it stands.
     fn progress(&self) -> Progress {
         let is_sent = self.first_sent == self.first.len() && self.pending.is_empty();
         Progress {

@@ -1,0 +1,122 @@
+//! Writes fields as literals that no table keeps, names by the static table where it has them. Who receives them needs
+//! nothing but the bytes, at the price of some dozens of them; HAProxy does the same.
+
+/// `:status`, which comes first.
+pub(in super::super) fn status(code: u16, out: &mut Vec<u8>) {
+    let indexed = match code {
+        200 => 8,
+        204 => 9,
+        206 => 10,
+        304 => 11,
+        400 => 12,
+        404 => 13,
+        500 => 14,
+        _ => {
+            out.extend_from_slice(&[8, 3]);
+            let digit = |n: u16| b'0' + u8::try_from(n % 10).unwrap_or_default();
+            out.extend_from_slice(&[digit(code / 100), digit(code / 10), digit(code)]);
+            return;
+        }
+    };
+    out.push(0x80 | indexed);
+}
+
+/// A field whose name may have any case.
+pub(in super::super) fn field(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
+    match static_index(name) {
+        0 => {
+            out.push(0);
+            integer(name.len(), 7, out);
+            out.extend(name.iter().map(u8::to_ascii_lowercase));
+        }
+        index => integer(index, 4, out),
+    }
+    integer(value.len(), 7, out);
+    out.extend_from_slice(value);
+}
+
+/// `content-length`.
+pub(in super::super) fn length(n: u64, out: &mut Vec<u8>) {
+    integer(28, 4, out);
+    let at = out.len();
+    // At most 20 digits: their number is a byte.
+    out.push(0);
+    crate::proxy::http1::response::push_number(n, out);
+    let digits = out.len() - at - 1;
+    if let (Some(length), Ok(digits)) = (out.get_mut(at), u8::try_from(digits)) {
+        *length = digits;
+    }
+}
+
+/// An integer (RFC 7541 section 5.1) whose first byte has only zeros above.
+fn integer(n: usize, bits: u32, out: &mut Vec<u8>) {
+    let low = |n: usize| u8::try_from(n).unwrap_or_default();
+    let most = (1 << bits) - 1;
+    if n < most {
+        return out.push(low(n));
+    }
+    out.push(low(most));
+    let mut n = n - most;
+    while n >= 128 {
+        out.push(low(n & 127) | 128);
+        n >>= 7;
+    }
+    out.push(low(n));
+}
+
+/// The static table's index of a response field's name; 0: it has none.
+fn static_index(name: &[u8]) -> usize {
+    let candidates: &[(&str, usize)] = match name.len() {
+        3 => &[("age", 21), ("via", 60)],
+        4 => &[("date", 33), ("etag", 34), ("vary", 59), ("link", 45)],
+        5 => &[("allow", 22)],
+        6 => &[("server", 54)],
+        7 => &[("expires", 36)],
+        8 => &[("location", 46)],
+        10 => &[("set-cookie", 55)],
+        11 => &[("retry-after", 53)],
+        12 => &[("content-type", 31)],
+        13 => &[("cache-control", 24), ("last-modified", 44), ("accept-ranges", 18), ("content-range", 30)],
+        14 => &[("content-length", 28)],
+        16 => &[("content-encoding", 26), ("content-language", 27), ("www-authenticate", 61), ("content-location", 29)],
+        19 => &[("content-disposition", 25)],
+        25 => &[("strict-transport-security", 56)],
+        27 => &[("access-control-allow-origin", 20)],
+        _ => &[],
+    };
+    candidates.iter().find(|(known, _)| name.eq_ignore_ascii_case(known.as_bytes())).map_or(0, |(_, index)| *index)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::STATIC;
+    use super::*;
+
+    #[test]
+    fn every_index_is_that_of_the_static_table() {
+        for (at, (name, _)) in STATIC.iter().enumerate() {
+            let index = static_index(name.as_bytes());
+            assert!(index == 0 || index == at + 1, "{name}: {index}");
+        }
+        assert_eq!((static_index(b"Content-Type"), static_index(b"ETag"), static_index(b"x-a")), (31, 34, 0));
+    }
+
+    #[test]
+    fn a_length_is_a_field_like_others() {
+        for n in [0, 7, 1024, u64::MAX] {
+            let (mut short, mut long) = (Vec::new(), Vec::new());
+            length(n, &mut short);
+            field(b"content-length", n.to_string().as_bytes(), &mut long);
+            assert_eq!(short, long);
+        }
+    }
+
+    #[test]
+    fn every_status_is_written() {
+        for (code, bytes) in [(200, &[0x88][..]), (304, &[0x8b]), (503, &[8, 3, b'5', b'0', b'3'])] {
+            let mut out = Vec::new();
+            status(code, &mut out);
+            assert_eq!(out, bytes);
+        }
+    }
+}

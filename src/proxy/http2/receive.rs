@@ -1,0 +1,338 @@
+//! What a client says, frame by frame: each is checked by RFC 9113 section 6 and changes the streams, or ends one of them
+//! or the connection. New requests are left in `accepted` for the driver.
+
+use h2::Reason;
+
+use super::budget::Chatter;
+use super::frame::{self, flag, kind, setting};
+use super::head::{self, Head};
+use super::hpack::{Decoder, Fields};
+use super::streams::Streams;
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Frames of one head beyond what its bytes need: who sends more sends hardly any bytes with each.
+const SPARE_FRAMES: usize = 16;
+
+/// What is known of the client's side of a connection.
+#[derive(Debug)]
+pub(super) struct Receiver {
+    /// Bytes of all fields of a head (SETTINGS_MAX_HEADER_LIST_SIZE), and streams at a time.
+    head_bytes: usize,
+    most_streams: usize,
+    /// Bytes of the preface that are here.
+    greeted: usize,
+    is_set: bool,
+    decoder: Decoder,
+    block: Option<Block>,
+    /// The highest stream.
+    pub(super) last: u32,
+    /// Streams beyond this one are passed over: the client was told.
+    pub(super) goaway: Option<u32>,
+    chatter: Chatter,
+    /// Requests that have just come, and their slots.
+    pub(super) accepted: Vec<(Head, usize)>,
+    /// The answer to a PING.
+    pub(super) pong: Option<[u8; 8]>,
+    /// The client begins no more streams.
+    pub(super) is_leaving: bool,
+}
+
+/// A head that goes on in the next frame.
+#[derive(Debug)]
+struct Block {
+    stream: u32,
+    is_last: bool,
+    bytes: Vec<u8>,
+    frames: usize,
+}
+
+impl Receiver {
+    pub(super) fn new(head_bytes: usize, most_streams: usize) -> Self {
+        Self {
+            head_bytes,
+            most_streams,
+            greeted: 0,
+            is_set: false,
+            decoder: Decoder::default(),
+            block: None,
+            last: 0,
+            goaway: None,
+            chatter: Chatter::new(),
+            accepted: Vec::new(),
+            pong: None,
+            is_leaving: false,
+        }
+    }
+
+    fn is_passed_over(&self, stream: u32) -> bool {
+        self.goaway.is_some_and(|last| stream > last)
+    }
+}
+
+impl Streams {
+    /// Takes in whole frames; how many bytes that was. `written`: what went to the client so far. An error ends the
+    /// connection.
+    pub(super) fn receive(&mut self, bytes: &[u8], written: u64) -> Result<usize, Reason> {
+        let mut used = 0;
+        if let Some(missing) = PREFACE.get(self.receiver.greeted..).filter(|missing| !missing.is_empty()) {
+            used = missing.len().min(bytes.len());
+            if bytes.get(..used) != missing.get(..used) {
+                return Err(Reason::PROTOCOL_ERROR);
+            }
+            self.receiver.greeted += used;
+        }
+        loop {
+            let rest = bytes.get(used..).unwrap_or_default();
+            let Some(head) = frame::Head::read(rest) else { return Ok(used) };
+            if head.length > frame::MOST {
+                return Err(Reason::FRAME_SIZE_ERROR);
+            }
+            let end = frame::HEAD + head.length;
+            let Some(payload) = rest.get(frame::HEAD..end) else { return Ok(used) };
+            used += end;
+            self.frame(head, payload, written)?;
+        }
+    }
+
+    fn frame(&mut self, head: frame::Head, payload: &[u8], written: u64) -> Result<(), Reason> {
+        let receiver = &mut self.receiver;
+        // The preface ends with SETTINGS (section 3.4).
+        if !receiver.is_set && (head.kind != kind::SETTINGS || head.has(flag::ACK)) {
+            return Err(Reason::PROTOCOL_ERROR);
+        }
+        receiver.is_set = true;
+        let is_empty = payload.is_empty() && !(head.kind == kind::DATA && head.has(flag::END_STREAM));
+        if !receiver.chatter.may(head.kind, is_empty, written) {
+            return Err(Reason::ENHANCE_YOUR_CALM);
+        }
+        let goes_on = receiver.block.as_ref().map(|block| block.stream);
+        if goes_on.is_some_and(|stream| head.kind != kind::CONTINUATION || head.stream != stream) {
+            return Err(Reason::PROTOCOL_ERROR);
+        }
+        let is_of_streams = matches!(
+            head.kind,
+            kind::DATA | kind::HEADERS | kind::PRIORITY | kind::RST_STREAM | kind::PUSH_PROMISE | kind::CONTINUATION
+        );
+        let is_of_connection = matches!(head.kind, kind::SETTINGS | kind::PING | kind::GOAWAY);
+        if is_of_streams && head.stream == 0 || is_of_connection && head.stream != 0 {
+            return Err(Reason::PROTOCOL_ERROR);
+        }
+        match head.kind {
+            kind::DATA => self.data(head, payload),
+            kind::HEADERS => self.headers(head, payload),
+            kind::PRIORITY => depends(head.stream, payload),
+            kind::RST_STREAM => self.reset_stream(head.stream, payload),
+            kind::SETTINGS => self.settings(head, payload),
+            kind::PUSH_PROMISE => Err(Reason::PROTOCOL_ERROR),
+            kind::PING => self.ping(head, payload),
+            kind::GOAWAY if payload.len() < 8 => Err(Reason::FRAME_SIZE_ERROR),
+            kind::GOAWAY => {
+                self.receiver.is_leaving = true;
+                Ok(())
+            }
+            kind::WINDOW_UPDATE => self.window_update(head.stream, payload),
+            kind::CONTINUATION => self.continuation(head, payload),
+            // Of an extension (section 5.5).
+            _ => Ok(()),
+        }
+    }
+
+    fn data(&mut self, head: frame::Head, payload: &[u8]) -> Result<(), Reason> {
+        self.arrived(payload.len())?;
+        let data = unpadded(head, payload)?;
+        let Some(at) = self.find_or_pass(head.stream, payload.len())? else { return Ok(()) };
+        let slot = self.slot(at);
+        let is_last = head.has(flag::END_STREAM);
+        slot.room -= i64::try_from(payload.len()).unwrap_or(i64::MAX);
+        let left = slot.left.map(|left| left.checked_sub(data.len() as u64));
+        let mistake = if slot.has_all {
+            Some(Reason::STREAM_CLOSED)
+        } else if slot.room < 0 {
+            Some(Reason::FLOW_CONTROL_ERROR)
+        } else if left == Some(None) || is_last && left.flatten().is_some_and(|left| left > 0) {
+            // Not the length that was declared (section 8.1.1).
+            Some(Reason::PROTOCOL_ERROR)
+        } else {
+            None
+        };
+        if let Some(code) = mistake {
+            self.release(payload.len());
+            return self.mistake(at, code);
+        }
+        slot.left = left.flatten();
+        slot.received.extend_from_slice(data);
+        self.release_stream(at, payload.len() - data.len());
+        if is_last {
+            self.has_all(at, None);
+        }
+        self.slot(at).wake();
+        Ok(())
+    }
+
+    /// An open stream's slot. `None`: what came is of no interest any more.
+    fn find_or_pass(&mut self, stream: u32, came: usize) -> Result<Option<usize>, Reason> {
+        if let Some(at) = self.find(stream) {
+            return Ok(Some(at));
+        }
+        self.is_known(stream)?;
+        self.release(came);
+        if self.was_left_behind(stream) || self.receiver.is_passed_over(stream) {
+            return Ok(None);
+        }
+        self.refuse(stream, Reason::STREAM_CLOSED).map(|()| None)
+    }
+
+    /// An error if the client never began this stream (section 5.1: idle).
+    fn is_known(&self, stream: u32) -> Result<(), Reason> {
+        if stream % 2 == 0 || stream > self.receiver.last { Err(Reason::PROTOCOL_ERROR) } else { Ok(()) }
+    }
+
+    fn headers(&mut self, head: frame::Head, payload: &[u8]) -> Result<(), Reason> {
+        let mut block = unpadded(head, payload)?;
+        if head.has(flag::PRIORITY) {
+            let (priority, rest) = block.split_at_checked(5).ok_or(Reason::FRAME_SIZE_ERROR)?;
+            depends(head.stream, priority)?;
+            block = rest;
+        }
+        let is_last = head.has(flag::END_STREAM);
+        if head.has(flag::END_HEADERS) {
+            return self.block(head.stream, is_last, block);
+        }
+        self.receiver.block = Some(Block { stream: head.stream, is_last, bytes: block.to_vec(), frames: 1 });
+        Ok(())
+    }
+
+    fn continuation(&mut self, head: frame::Head, payload: &[u8]) -> Result<(), Reason> {
+        let Some(mut block) = self.receiver.block.take() else { return Err(Reason::PROTOCOL_ERROR) };
+        block.bytes.extend_from_slice(payload);
+        block.frames += 1;
+        // Huffman makes text longer at most when it is not text.
+        let most = 2 * self.receiver.head_bytes;
+        if block.bytes.len() > most || block.frames > most / frame::MOST + SPARE_FRAMES {
+            return Err(Reason::ENHANCE_YOUR_CALM);
+        }
+        if head.has(flag::END_HEADERS) {
+            return self.block(block.stream, block.is_last, &block.bytes);
+        }
+        self.receiver.block = Some(block);
+        Ok(())
+    }
+
+    /// A whole head, or trailers.
+    fn block(&mut self, stream: u32, is_last: bool, block: &[u8]) -> Result<(), Reason> {
+        // Whatever becomes of it, the connection's table has to follow.
+        let mut fields = Fields::new(self.scratch(), self.receiver.head_bytes);
+        self.receiver.decoder.decode(block, &mut fields).map_err(|_| Reason::COMPRESSION_ERROR)?;
+        if let Some(at) = self.find(stream) {
+            return self.trailers(at, is_last, fields);
+        }
+        if stream % 2 == 0 {
+            return Err(Reason::PROTOCOL_ERROR);
+        }
+        if stream <= self.receiver.last {
+            let is_expected = self.was_left_behind(stream) || self.receiver.is_passed_over(stream);
+            return if is_expected { Ok(()) } else { Err(Reason::STREAM_CLOSED) };
+        }
+        self.receiver.last = stream;
+        if self.receiver.is_passed_over(stream) {
+            return Ok(());
+        }
+        if self.open >= self.receiver.most_streams {
+            return self.refuse(stream, Reason::REFUSED_STREAM);
+        }
+        let Ok(head) = Head::read(fields, is_last) else { return self.refuse(stream, Reason::PROTOCOL_ERROR) };
+        let at = self.begin(stream, is_last, head.length);
+        self.receiver.accepted.push((head, at));
+        Ok(())
+    }
+
+    fn trailers(&mut self, at: usize, is_last: bool, fields: Fields) -> Result<(), Reason> {
+        let slot = self.slot(at);
+        if slot.has_all {
+            return self.mistake(at, Reason::STREAM_CLOSED);
+        }
+        let is_whole = is_last && slot.left.is_none_or(|left| left == 0);
+        if !is_whole || fields.is_too_large() || !head::are_trailers(&fields) {
+            return self.mistake(at, Reason::PROTOCOL_ERROR);
+        }
+        self.has_all(at, Some(fields));
+        self.slot(at).wake();
+        Ok(())
+    }
+
+    fn reset_stream(&mut self, stream: u32, payload: &[u8]) -> Result<(), Reason> {
+        let code = u32::from_be_bytes(payload.try_into().map_err(|_| Reason::FRAME_SIZE_ERROR)?);
+        self.is_known(stream)?;
+        self.find(stream).map_or(Ok(()), |at| self.reset_by_client(at, code.into()))
+    }
+
+    fn settings(&mut self, head: frame::Head, payload: &[u8]) -> Result<(), Reason> {
+        if head.has(flag::ACK) {
+            return if payload.is_empty() { Ok(()) } else { Err(Reason::FRAME_SIZE_ERROR) };
+        }
+        if !payload.len().is_multiple_of(6) {
+            return Err(Reason::FRAME_SIZE_ERROR);
+        }
+        for entry in payload.chunks_exact(6) {
+            let [a, b, c, d, e, f] = *entry else { continue };
+            let value = u32::from_be_bytes([c, d, e, f]);
+            match u16::from_be_bytes([a, b]) {
+                setting::HEADER_TABLE_SIZE => self.resizes |= value < 4_096,
+                setting::ENABLE_PUSH | setting::ENABLE_CONNECT_PROTOCOL if value > 1 => {
+                    return Err(Reason::PROTOCOL_ERROR);
+                }
+                setting::INITIAL_WINDOW_SIZE if i32::try_from(value).is_err() => {
+                    return Err(Reason::FLOW_CONTROL_ERROR);
+                }
+                setting::INITIAL_WINDOW_SIZE => self.resize_windows(value)?,
+                // Frames are never longer than the least that a client has to take.
+                setting::MAX_FRAME_SIZE if !(16_384..1 << 24).contains(&value) => return Err(Reason::PROTOCOL_ERROR),
+                // Of what perch does not send, or of extensions.
+                _ => {}
+            }
+        }
+        frame::whole(kind::SETTINGS, flag::ACK, 0, &[], self.out());
+        Ok(())
+    }
+
+    fn ping(&mut self, head: frame::Head, payload: &[u8]) -> Result<(), Reason> {
+        let payload = payload.try_into().map_err(|_| Reason::FRAME_SIZE_ERROR)?;
+        if head.has(flag::ACK) {
+            self.receiver.pong = Some(payload);
+        } else {
+            frame::ping(flag::ACK, payload, self.out());
+        }
+        Ok(())
+    }
+
+    fn window_update(&mut self, stream: u32, payload: &[u8]) -> Result<(), Reason> {
+        let more = u32::from_be_bytes(payload.try_into().map_err(|_| Reason::FRAME_SIZE_ERROR)?) & 0x7fff_ffff;
+        if stream == 0 {
+            return if more == 0 { Err(Reason::PROTOCOL_ERROR) } else { self.widen(more) };
+        }
+        self.is_known(stream)?;
+        let Some(at) = self.find(stream) else { return Ok(()) };
+        if more == 0 {
+            return self.mistake(at, Reason::PROTOCOL_ERROR);
+        }
+        self.widen_stream(at, i64::from(more)).map_or_else(|| self.mistake(at, Reason::FLOW_CONTROL_ERROR), Ok)
+    }
+}
+
+/// The payload without its padding (section 6.1).
+fn unpadded(head: frame::Head, payload: &[u8]) -> Result<&[u8], Reason> {
+    if !head.has(flag::PADDED) {
+        return Ok(payload);
+    }
+    let (padding, rest) = payload.split_first().ok_or(Reason::FRAME_SIZE_ERROR)?;
+    let kept = rest.len().checked_sub(usize::from(*padding)).ok_or(Reason::PROTOCOL_ERROR)?;
+    Ok(rest.get(..kept).unwrap_or_default())
+}
+
+/// Priorities are passed over, but a stream cannot depend on itself (RFC 7540 section 5.3.1).
+fn depends(stream: u32, priority: &[u8]) -> Result<(), Reason> {
+    let [a, b, c, d, _] = *priority else { return Err(Reason::FRAME_SIZE_ERROR) };
+    let on = u32::from_be_bytes([a & 0x7f, b, c, d]);
+    if on == stream { Err(Reason::PROTOCOL_ERROR) } else { Ok(()) }
+}
