@@ -435,3 +435,6 @@ impl Exchange<'_> {
         waited
     }
 }
+
+#[cfg(test)]
+mod tests;

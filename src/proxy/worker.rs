@@ -45,7 +45,7 @@ pub struct Shared {
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) buffers: Buffers,
+    pub(crate) buffers: Rc<Buffers>,
     pub(crate) pool: Pool,
     pub(crate) multiplexed: Multiplexed,
     pub(crate) kennel: Kennel,
@@ -70,7 +70,7 @@ impl Worker {
         // The standard library's hasher is seeded by the operating system: no other source of chance is needed.
         let chance = |n: u64| RandomState::new().hash_one(n);
         Self {
-            buffers: Buffers::default(),
+            buffers: Rc::default(),
             pool: Pool::default(),
             multiplexed: Multiplexed::default(),
             kennel: Kennel::default(),

@@ -168,6 +168,22 @@ async fn refusals_are_responses_and_other_streams_live_on() {
 }
 
 #[tokio::test]
+async fn a_head_over_the_limit_is_refused_and_its_connection_lives_on() {
+    let front = front_tls("limits: {headBytes: 8192, targetBytes: 4096}", "");
+    let mut client = client(&front).await;
+
+    let large = client.request("GET", "/").header("x-large", "y".repeat(9_000)).body(empty()).unwrap();
+    let answer = whole(client.send(large).await.unwrap()).await.unwrap();
+    assert_eq!((answer.status(), answer.header("perch-reason")), (431, Some("head-size")));
+    let long = client.request("GET", &format!("/{}", "y".repeat(4_096))).body(empty()).unwrap();
+    let answer = whole(client.send(long).await.unwrap()).await.unwrap();
+    assert_eq!((answer.status(), answer.header("perch-reason")), (414, Some("target-length")));
+
+    assert_eq!(client.get("/").await.status(), 200);
+    assert_eq!(front.backend.count(), 1);
+}
+
+#[tokio::test]
 async fn many_streams_share_a_connection() {
     let front = front_tls("", "");
     front.backend.script(|seen: &Seen| ok(seen, &seen.target()));

@@ -2,7 +2,7 @@
 //!
 //! hyper hides what a front door must see (a Content-Length beside chunked, a bare LF, a second Host, 1xx answers) and
 //! bounds neither bodies nor writes in time; a prototype on it also cost 4 us more per request and twice the memory per
-//! idle connection. It keeps HTTP/2, the admin listener and the sample services.
+//! idle connection. It keeps the admin listener and the sample services.
 
 pub(crate) mod body;
 pub(crate) mod exchange;

@@ -24,7 +24,7 @@ use crate::proxy::stream::Stream;
 const PING_EVERY: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What our PINGs say: by its answer one of them shows what the client had sent before it knew of a shutdown.
+/// What our PINGs say.
 const ARE_YOU_THERE: [u8; 8] = *b"perch?  ";
 const GOING_AWAY: [u8; 8] = *b"perch...";
 
@@ -42,7 +42,20 @@ pub(super) struct Driver {
     sent: usize,
     is_due: bool,
     pings: Pings,
-    is_closing: bool,
+    closing: Closing,
+}
+
+/// How far a shutdown has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Closing {
+    Open,
+    /// The client was told, and was asked for the first time.
+    Told,
+    /// The client knows. It may have answered ahead of requests that it had begun before: clients put their answers to
+    /// PINGs first. So it is asked once more.
+    Known,
+    /// The client was told which streams are answered.
+    Final,
 }
 
 /// Why a connection ended before its time.
@@ -60,7 +73,7 @@ impl Driver {
     pub(super) fn new(session: Rc<Session>, io: Stream) -> Self {
         let limits = session.connection.listener.config.limits;
         let most_streams = usize::try_from(limits.streams).unwrap_or(usize::MAX);
-        let mut streams = Streams::new(session.worker.clone(), Receiver::new(limits.head_bytes, most_streams));
+        let mut streams = Streams::new(session.worker.buffers.clone(), Receiver::new(limits.head_bytes, most_streams));
         let size = |n: i64| u32::try_from(n).unwrap_or_default();
         let settings = [
             (setting::MAX_CONCURRENT_STREAMS, limits.streams),
@@ -79,13 +92,14 @@ impl Driver {
             sent: 0,
             is_due: false,
             pings: Pings::new(),
-            is_closing: false,
+            closing: Closing::Open,
         }
     }
 
     /// Takes no more streams; those under way may end (RFC 9113 section 6.8).
     pub(super) fn close(&mut self) {
-        if !std::mem::replace(&mut self.is_closing, true) {
+        if self.closing == Closing::Open {
+            self.closing = Closing::Told;
             let mut streams = self.streams.borrow_mut();
             let out = streams.out();
             frame::goaway(0x7fff_ffff, Reason::NO_ERROR, out);
@@ -200,7 +214,12 @@ impl Driver {
     fn ponged(&mut self) {
         let mut streams = self.streams.borrow_mut();
         match streams.receiver.pong.take() {
-            Some(GOING_AWAY) if self.is_closing && streams.receiver.goaway.is_none() => {
+            Some(GOING_AWAY) if self.closing == Closing::Told => {
+                self.closing = Closing::Known;
+                frame::ping(0, GOING_AWAY, streams.out());
+            }
+            Some(GOING_AWAY) if self.closing == Closing::Known => {
+                self.closing = Closing::Final;
                 let last = streams.receiver.last;
                 streams.receiver.goaway = Some(last);
                 frame::goaway(last, Reason::NO_ERROR, streams.out());
@@ -254,5 +273,51 @@ impl Pings {
             self.timer.as_mut().reset(Instant::now() + if self.is_asked { PING_TIMEOUT } else { PING_EVERY });
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::super::frame::{Head, flag, kind};
+    use super::*;
+    use crate::proxy::buffer::Buffers;
+
+    fn streams() -> RefCell<Streams> {
+        RefCell::new(Streams::new(Rc::<Buffers>::default(), Receiver::new(16_384, 10)))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_answers_no_ping_is_given_up() {
+        let (mut pings, streams, start) = (Pings::new(), streams(), Instant::now());
+
+        let given_up = poll_fn(|cx| match pings.poll(cx, 0, &streams) {
+            Err(broken) => Poll::Ready(broken),
+            Ok(()) => Poll::Pending,
+        });
+
+        assert!(matches!(given_up.await, Broken::Silent));
+        assert_eq!(start.elapsed(), PING_EVERY + PING_TIMEOUT);
+        let asked = Head::read(&streams.borrow().out).unwrap();
+        assert_eq!((asked.kind, asked.has(flag::ACK)), (kind::PING, false));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_answers_or_talks_is_not() {
+        let (mut pings, streams, start) = (Pings::new(), streams(), Instant::now());
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        for second in 0..300 {
+            tick.tick().await;
+            // It talks for a while, then it only answers.
+            let read = second.min(100);
+            poll_fn(|cx| Poll::Ready(pings.poll(cx, read, &streams))).await.unwrap();
+            if pings.is_asked {
+                pings.answered();
+            }
+        }
+
+        assert!(start.elapsed() > Duration::from_secs(290));
+        assert!(!streams.borrow().out.is_empty(), "it was asked");
     }
 }

@@ -5,10 +5,9 @@
 //! Answers are framed straight into the connection's buffer as long as the windows and the buffer have room; what has
 //! none waits with its stream, and streams that wait take turns of a frame each. Nothing here waits by itself.
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 
 use h2::Reason;
 
@@ -16,7 +15,11 @@ use super::budget;
 use super::frame;
 use super::hpack::Fields;
 use super::receive::Receiver;
-use crate::proxy::worker::Worker;
+use crate::proxy::buffer::Buffers;
+
+mod handle;
+
+pub(super) use handle::Handle;
 
 /// Answers beyond this wait with their streams, so that a connection holds no more.
 const MOST: usize = 64 * 1024;
@@ -38,7 +41,7 @@ pub(super) struct Gone;
 /// A connection's streams.
 #[derive(Debug)]
 pub(super) struct Streams {
-    worker: Rc<Worker>,
+    buffers: Rc<Buffers>,
     /// Framed, and not yet written.
     pub(super) out: Vec<u8>,
     /// Of each slot while its stream is open, else 0.
@@ -111,9 +114,9 @@ impl Slot {
 }
 
 impl Streams {
-    pub(super) fn new(worker: Rc<Worker>, receiver: Receiver) -> Self {
+    pub(super) fn new(buffers: Rc<Buffers>, receiver: Receiver) -> Self {
         Self {
-            worker,
+            buffers,
             out: Vec::new(),
             ids: Vec::new(),
             slots: Vec::new(),
@@ -175,7 +178,7 @@ impl Streams {
     /// What goes out next; the driver will write it.
     pub(super) fn out(&mut self) -> &mut Vec<u8> {
         if self.out.capacity() == 0 {
-            self.out = self.worker.buffers.large_scratch();
+            self.out = self.buffers.large_scratch();
         }
         self.wake_driver();
         &mut self.out
@@ -203,11 +206,11 @@ impl Streams {
     }
 
     pub(super) fn scratch(&self) -> Vec<u8> {
-        self.worker.buffers.scratch()
+        self.buffers.scratch()
     }
 
     pub(super) fn recycle(&self, storage: Vec<u8>) {
-        self.worker.buffers.recycle(storage);
+        self.buffers.recycle(storage);
     }
 
     fn send_head(&mut self, at: usize, block: &[u8], is_last: bool) -> Result<(), Gone> {
@@ -293,7 +296,7 @@ impl Streams {
             }
             let ends = slot.is_last && later.is_empty();
             if self.out.capacity() == 0 {
-                self.out = self.worker.buffers.large_scratch();
+                self.out = self.buffers.large_scratch();
             }
             frame::data(slot.id, now, ends, &mut self.out);
             self.window -= length(now);
@@ -441,133 +444,4 @@ fn room_in(out: &[u8]) -> i64 {
 /// A window is at most 2^31-1 (section 6.9.1).
 fn widened(window: i64, more: i64) -> Option<i64> {
     Some(window + more).filter(|sum| *sum <= i64::from(i32::MAX))
-}
-
-/// A stream, for the task that answers it. Dropped before its answer has been sent: the stream is reset.
-#[derive(Debug)]
-pub(super) struct Handle {
-    streams: Rc<RefCell<Streams>>,
-    at: usize,
-}
-
-impl Handle {
-    pub(super) fn new(streams: Rc<RefCell<Streams>>, at: usize) -> Self {
-        Self { streams, at }
-    }
-
-    /// Whether nothing follows the head.
-    pub(super) fn has_all(&self) -> bool {
-        let mut streams = self.streams.borrow_mut();
-        let slot = streams.slot(self.at);
-        slot.has_all && slot.received.is_empty() && slot.trailers.is_none()
-    }
-
-    /// Ready when the stream has ended before its time.
-    pub(super) fn poll_reset(&self, cx: &Context<'_>) -> Poll<Reason> {
-        let mut streams = self.streams.borrow_mut();
-        let slot = streams.slot(self.at);
-        if let Some(code) = slot.reset {
-            return Poll::Ready(code);
-        }
-        slot.wait(cx);
-        Poll::Pending
-    }
-
-    /// Hands over what has come of the body; `read` says how much of it it took. `None` at its end.
-    pub(super) fn poll_read<T>(
-        &self,
-        cx: &Context<'_>,
-        read: impl FnOnce(&[u8]) -> (usize, T),
-    ) -> Poll<Option<Result<T, Gone>>> {
-        let mut streams = self.streams.borrow_mut();
-        let slot = streams.slot(self.at);
-        if slot.reset.is_some() && !slot.has_all {
-            return Poll::Ready(Some(Err(Gone)));
-        }
-        if slot.received.is_empty() {
-            if slot.has_all {
-                return Poll::Ready(None);
-            }
-            slot.wait(cx);
-            return Poll::Pending;
-        }
-        let (taken, result) = read(&slot.received);
-        if taken == slot.received.len() {
-            slot.received.clear();
-        } else {
-            slot.received.drain(..taken);
-        }
-        streams.release_stream(self.at, taken);
-        Poll::Ready(Some(Ok(result)))
-    }
-
-    /// What came after the body.
-    pub(super) fn take_trailers(&self) -> Option<Fields> {
-        self.streams.borrow_mut().slot(self.at).trailers.take()
-    }
-
-    /// Sends a head, interim or final.
-    pub(super) fn send_head(&self, block: &[u8], is_last: bool) -> Result<(), Gone> {
-        self.streams.borrow_mut().send_head(self.at, block, is_last)
-    }
-
-    /// Sends a piece of the body. Only when the one before has gone: see [`Handle::poll_sent`].
-    pub(super) fn send(&self, bytes: &[u8], is_last: bool) -> Result<(), Gone> {
-        self.streams.borrow_mut().send(self.at, bytes, is_last)
-    }
-
-    /// Ready when nothing of the body waits for its window.
-    pub(super) fn poll_sent(&self, cx: &Context<'_>) -> Poll<Result<(), Gone>> {
-        let mut streams = self.streams.borrow_mut();
-        let slot = streams.slot(self.at);
-        if slot.reset.is_some() {
-            return Poll::Ready(Err(Gone));
-        }
-        if !slot.is_waiting() {
-            return Poll::Ready(Ok(()));
-        }
-        slot.wait(cx);
-        Poll::Pending
-    }
-
-    /// Whether all of the answer is on its way.
-    pub(super) fn is_answered(&self) -> bool {
-        self.streams.borrow_mut().slot(self.at).is_answered
-    }
-
-    /// Ends the stream.
-    pub(super) fn reset(&self, code: Reason) {
-        self.streams.borrow_mut().reset(self.at, code);
-    }
-
-    /// An empty vector for composing a head.
-    pub(super) fn scratch(&self) -> Vec<u8> {
-        self.streams.borrow().scratch()
-    }
-
-    pub(super) fn recycle(&self, storage: Vec<u8>) {
-        self.streams.borrow().recycle(storage);
-    }
-}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        let mut streams = self.streams.borrow_mut();
-        let slot = streams.slot(self.at);
-        // All was answered: the rest of the request is not needed (RFC 9113 section 8.1).
-        let code = if slot.is_answered { Reason::NO_ERROR } else { Reason::CANCEL };
-        let unread = slot.received.len();
-        slot.waker = None;
-        streams.reset(self.at, code);
-        let is_over = streams.is_over;
-        let slot = std::mem::take(streams.slot(self.at));
-        if slot.is_queued {
-            let at = self.at;
-            streams.queue.retain(|queued| *queued != at);
-        }
-        if !is_over {
-            streams.release(unread);
-        }
-        streams.free.push(self.at);
-    }
 }

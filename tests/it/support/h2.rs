@@ -85,7 +85,7 @@ impl H2 {
                     other => Some(Err(format!("{status} {other:?}"))),
                 }
             }
-            Err(error) if error.message().is_some() || was_left_out(error.error()) => None,
+            Err(error) if error.message().is_some() => None,
             Err(error) => Some(Err(format!("{error:?}"))),
         }
     }
@@ -120,13 +120,6 @@ impl Whole {
     pub fn header(&self, name: &str) -> Option<&str> {
         self.head.headers.get(name)?.to_str().ok()
     }
-}
-
-/// Whether a graceful GOAWAY named a last stream before this one: the server did nothing with it, and it may be sent
-/// again (RFC 9113 section 6.8). `h2` answers the server's PING ahead of a request that waits to be written.
-fn was_left_out(error: &hyper::Error) -> bool {
-    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<::h2::Error>());
-    cause.is_some_and(|e| e.is_go_away() && e.is_remote() && e.reason() == Some(::h2::Reason::NO_ERROR))
 }
 
 /// Reads a response to its end.
