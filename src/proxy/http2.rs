@@ -140,7 +140,7 @@ enum Answer {
 }
 
 /// A stream's task.
-async fn answer(session: Rc<Session>, head: Head, stream: Handle, _stream: ActiveStream) {
+async fn answer(session: Rc<Session>, head: Head, stream: Handle, _active: ActiveStream) {
     let answered = {
         let mut handling = pin!(handle(&session, head, &stream));
         poll_fn(|cx| match handling.as_mut().poll(cx) {

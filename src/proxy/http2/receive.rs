@@ -185,7 +185,7 @@ impl Streams {
 
     /// An error if the client never began this stream (section 5.1: idle).
     fn is_known(&self, stream: u32) -> Result<(), Reason> {
-        if stream % 2 == 0 || stream > self.receiver.last { Err(Reason::PROTOCOL_ERROR) } else { Ok(()) }
+        if stream.is_multiple_of(2) || stream > self.receiver.last { Err(Reason::PROTOCOL_ERROR) } else { Ok(()) }
     }
 
     fn headers(&mut self, head: frame::Head, payload: &[u8]) -> Result<(), Reason> {
@@ -227,7 +227,7 @@ impl Streams {
         if let Some(at) = self.find(stream) {
             return self.trailers(at, is_last, fields);
         }
-        if stream % 2 == 0 {
+        if stream.is_multiple_of(2) {
             return Err(Reason::PROTOCOL_ERROR);
         }
         if stream <= self.receiver.last {

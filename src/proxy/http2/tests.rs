@@ -266,7 +266,7 @@ proptest! {
                         && handle.poll_sent(&cx()) == Poll::Ready(Ok(()))
                     {
                         let book = books.get_mut(&stream).unwrap();
-                        let text: Vec<u8> = (book.1..book.1 + bytes).map(|n| (n % 251) as u8).collect();
+                        let text: Vec<u8> = (book.1..book.1 + bytes).map(|n| u8::try_from(n % 251).unwrap()).collect();
                         handle.send(&text, false).unwrap();
                         book.1 += bytes;
                     }
