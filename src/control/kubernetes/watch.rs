@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::StatusCode;
+use http_body::{Body, Frame};
 use http_body_util::BodyExt;
 use kube::Client;
-use kube::client::Body;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tracing::{debug, info, warn};
 
 use super::client::{self, Connector, Trouble, get};
@@ -31,6 +33,10 @@ const MAX_LINE: usize = 8 << 20;
 
 /// After the server should have ended a watch by itself, at most; half of the watch if that is shorter.
 const MARGIN: Duration = Duration::from_secs(10);
+
+/// Between two reads of what a watch has sent. Each read wakes the thread, which costs more than what it reads, and takes a
+/// core that a worker may need; the writer settles for four times as long anyhow.
+const READ: Duration = Duration::from_millis(5);
 
 /// A watch that was fine for so long starts anew without a pause.
 const GOOD: Duration = Duration::from_secs(5);
@@ -200,7 +206,7 @@ impl Follower {
         self.heard.mark();
         let began = Instant::now();
         let deadline = began + asked + MARGIN.min(asked / 2);
-        let mut lines = Lines { body: response.into_body(), buffer: Vec::new(), scanned: 0 };
+        let mut lines = Lines::of(response.into_body());
         loop {
             let line = lines.next(deadline).await;
             // A quiet watch is a good one, too.
@@ -315,14 +321,45 @@ fn garbage(error: &serde_json::Error) -> Trouble {
 }
 
 /// A body, line by line.
-struct Lines {
-    body: Body,
+struct Lines<B> {
+    body: B,
     buffer: Vec<u8>,
     /// How much of the buffer is known to hold no line's end.
     scanned: usize,
+    /// When all that had come was last read.
+    read: Option<Instant>,
+    /// Something came since then.
+    is_more: bool,
 }
 
-impl Lines {
+impl<B: Body<Data = Bytes, Error: std::error::Error> + Unpin> Lines<B> {
+    fn of(body: B) -> Self {
+        Self { body, buffer: Vec::new(), scanned: 0, read: None, is_more: false }
+    }
+
+    /// What comes next. Once all that is there was read, what comes within [`READ`] is left to gather.
+    async fn frame(&mut self) -> Option<Result<Frame<Bytes>, B::Error>> {
+        let mut next = std::pin::pin!(self.body.frame());
+        tokio::select! {
+            biased;
+            frame = &mut next => {
+                self.is_more = true;
+                return frame;
+            }
+            // The connection's own task had its turn, and has nothing.
+            () = yield_now() => {}
+        }
+        if std::mem::take(&mut self.is_more) {
+            if let Some(read) = self.read {
+                sleep_until(read + READ).await;
+            }
+            self.read = Some(Instant::now());
+        }
+        let frame = next.await;
+        self.is_more = true;
+        frame
+    }
+
     /// `None` at the end in good order.
     async fn next(&mut self, deadline: Instant) -> Result<Option<Vec<u8>>, Trouble> {
         loop {
@@ -336,7 +373,7 @@ impl Lines {
             if self.scanned > MAX_LINE {
                 return Err(Trouble::new(SyncError::Garbage, format!("an event of more than {MAX_LINE} bytes")));
             }
-            match timeout_at(deadline, self.body.frame()).await {
+            match timeout_at(deadline, self.frame()).await {
                 Err(_) => return Err(Trouble::new(SyncError::Stalled, "silent for longer than the watch should last")),
                 Ok(Some(Ok(frame))) => {
                     if let Some(data) = frame.data_ref() {
@@ -354,6 +391,49 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Each message is a frame.
+    struct Told(mpsc::Receiver<Bytes>);
+
+    impl Body for Told {
+        type Data = Bytes;
+        type Error = std::convert::Infallible;
+
+        fn poll_frame(
+            mut self: std::pin::Pin<&mut Self>,
+            cx: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+            self.0.poll_recv(cx).map(|told| told.map(|bytes| Ok(Frame::data(bytes))))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_storm_is_read_in_batches_and_a_lone_event_at_once() {
+        let (storm, body) = mpsc::channel(1_000);
+        let (mut lines, began) = (Lines::of(Told(body)), Instant::now());
+        tokio::spawn(async move {
+            for event in 0..100u64 {
+                sleep_until(began + Duration::from_millis(event)).await;
+                storm.send(format!("{event}\n").into()).await.unwrap();
+            }
+            sleep(Duration::from_secs(1)).await;
+            storm.send("lone\n".into()).await.unwrap();
+        });
+
+        let (mut moments, mut late) = (std::collections::BTreeSet::new(), Vec::new());
+        for event in 0..100u64 {
+            let line = lines.next(began + Duration::from_secs(9)).await.unwrap().unwrap();
+            assert_eq!(line, format!("{event}\n").as_bytes());
+            moments.insert(began.elapsed());
+            late.push(began.elapsed() - Duration::from_millis(event));
+        }
+        lines.next(began + Duration::from_secs(9)).await.unwrap().unwrap();
+
+        assert!(moments.len() <= 42, "{} reads of 100 events", moments.len());
+        assert!(late.iter().all(|late| *late <= READ + Duration::from_millis(1)), "{late:?}");
+        assert!(began.elapsed() <= Duration::from_millis(1_101), "{:?}", began.elapsed());
+        assert!(lines.next(began + Duration::from_secs(9)).await.unwrap().is_none());
+    }
 
     fn follower() -> Follower {
         let (news, _) = mpsc::channel(1);
