@@ -26,7 +26,7 @@ use crate::state::clock::Clock;
 use crate::state::inheritance::Inheritance;
 use crate::state::model::{BuildError, Change, ChangeError, ClusterNews, HostPort, Model, Names};
 use crate::state::pins::Pins;
-use crate::state::publish::Published;
+use crate::state::publish::{Published, Retired};
 use crate::state::snapshot::{Endpoint, EndpointId, Service, ServiceId, Snapshot};
 
 mod changes;
@@ -70,6 +70,7 @@ pub struct Writer {
     clock: Clock,
     pins: Arc<Pins>,
     published: Published,
+    retired: Retired,
     commands: mpsc::Receiver<Command>,
     generation: watch::Sender<u64>,
     /// The first change that isn't published yet.
@@ -186,6 +187,7 @@ impl Writer {
             clock,
             pins,
             published,
+            retired: Retired::default(),
             commands,
             generation,
             unpublished: None,
@@ -343,13 +345,15 @@ impl Writer {
         let all = snapshot.services.iter().flat_map(|s| &s.versions).flat_map(|v| &v.endpoints);
         // Before anybody can see it: the one that comes back may be the only one.
         all.filter(|e| !draining.contains(&e.id)).for_each(|e| e.health.set_draining(false));
-        self.published.store(snapshot.clone());
+        self.retired.put(self.published.store(snapshot.clone()));
+        self.retired.sweep();
         // After everybody has: whoever still decides on the picture before may have no other.
         self.draining_due = (!draining.is_empty()).then(|| Instant::now() + GRACE);
         let mut leaving = self.model.take_leaving();
         if !leaving.is_empty() {
+            let theirs: HashSet<SocketAddr> = leaving.iter().map(|e| e.address).collect();
             let all = snapshot.services.iter().flat_map(|s| &s.versions).flat_map(|v| &v.endpoints);
-            let now: HashSet<_> = all.map(|e| e.place()).collect();
+            let now: HashSet<_> = all.filter(|e| theirs.contains(&e.address)).map(|e| e.place()).collect();
             let addresses: HashSet<SocketAddr> = now.iter().map(|(address, ..)| *address).collect();
             // The address is another pod's by now, or spoken to in another way: a pinned client must not meet it on a
             // connection to the old one. The same pod in another version is as good as before, for whoever decides on
@@ -386,6 +390,7 @@ impl Writer {
     /// Once a second.
     fn keep_house(&mut self) {
         self.is_stuck = false;
+        self.retired.sweep();
         self.pins.sweep(self.clock.now());
         self.ticks += 1;
         if u64::from(self.ticks) >= TICK.as_secs() {

@@ -35,6 +35,9 @@ pub(super) struct ServiceBuild<'a> {
     pub(super) now: u64,
 }
 
+/// An endpoint to be: address, pod, and host and port in the configuration if they aren't the address.
+type Wanted<'b> = (SocketAddr, Option<&'b Arc<str>>, Option<(&'b String, u16)>);
+
 impl ServiceBuild<'_> {
     pub(super) fn build(self, identities: &mut Identities) -> Result<Arc<Service>, BuildError> {
         let Self { config, before, .. } = self;
@@ -52,6 +55,15 @@ impl ServiceBuild<'_> {
         };
         let split = Split::new(salt, config.versions.iter().map(|v| &*v.name).zip(weights));
         let holds = self.deadlines.holds(&config.name, self.rollout, config.versions.iter().map(|v| &*v.name));
+        let recalls = self.deadlines.recalls(config, self.rollout, salt, &holds);
+        let policy = Policy { split, when_empty: config.when_empty, holds, recalls };
+        let moves = before.is_none_or(|b| moves_clients(b, &b.policy.holds, config, &policy));
+        let unmoved = before.filter(|b| !moves && b.config == *config && has_same_recalls(&b.policy, &policy));
+        if let Some(before) = unmoved
+            && std::iter::zip(&config.versions, &before.versions).all(|(v, b)| self.has_same_endpoints(v, b))
+        {
+            return Ok(before.clone());
+        }
         let mut versions = Vec::with_capacity(config.versions.len());
         for version in &config.versions {
             let (id, metrics) = identities.version(&config.name, &version.name)?;
@@ -63,28 +75,17 @@ impl ServiceBuild<'_> {
             };
             let panic = before.map_or_else(Arc::default, |b| b.panic.clone());
             let slow_start = millis(config.slow_start);
-            let unready = match (version.kubernetes.as_ref().map(|source| self.cluster.unready(source)), before) {
-                (Some(Some(unready)), _) => unready,
-                // Nobody has asked the cluster yet, as with the endpoints.
-                (Some(None), Some(before)) => before.unready.clone(),
-                (Some(None), None) | (None, _) => Arc::default(),
-            };
+            let unready = self.unready(version, before);
             let name = version.name.clone();
             versions.push(Version { id, name, endpoints, unready, places, metrics, panic, slow_start });
         }
-        let recalls = self.deadlines.recalls(config, self.rollout, salt, &holds);
-        let policy = Policy { split, when_empty: config.when_empty, holds, recalls };
-        let moves = before.is_none_or(|b| moves_clients(b, &b.policy.holds, config, &policy));
-        let turns = before.is_none_or(|b| moves_clients(b, &left(&b.policy.holds, self.now), config, &policy));
-        if let Some(before) = before
-            && !moves
-            && before.config == *config
-            && has_same_recalls(&before.policy, &policy)
+        if let Some(before) = unmoved
             && std::iter::zip(&before.versions, &versions)
                 .all(|(b, v)| is_same_set(&b.endpoints, &v.endpoints) && b.unready == v.unready)
         {
             return Ok(before.clone());
         }
+        let turns = before.is_none_or(|b| moves_clients(b, &left(&b.policy.holds, self.now), config, &policy));
         let retry_budget = match before.filter(|b| b.config.retries == config.retries) {
             Some(before) => before.retry_budget.clone(),
             None => Arc::new(RetryBudget::new(&config.retries)),
@@ -108,6 +109,46 @@ impl ServiceBuild<'_> {
         }))
     }
 
+    /// Whether a version of the same configuration would get the endpoints that it has. Compared in place: nearly all of a
+    /// large cluster's endpoints are as they were at nearly each publication.
+    fn has_same_endpoints(&self, version: &config::Version, before: &Version) -> bool {
+        if self.unready(version, Some(before)) != before.unready {
+            return false;
+        }
+        let Some(wanted) = self.wanted(version) else { return true };
+        // Where an address is named twice this says no, and the slow way finds out.
+        wanted.map(|(address, pod, _)| (address, pod)).eq(before.endpoints.iter().map(|e| (e.address, e.pod.as_ref())))
+    }
+
+    /// Address, pod and the name in the configuration of each endpoint that the version is to have, in order; `None`
+    /// while nobody has asked the cluster.
+    fn wanted<'b>(&'b self, version: &'b config::Version) -> Option<impl Iterator<Item = Wanted<'b>>> {
+        let found = match &version.kubernetes {
+            Some(source) => self.cluster.endpoints(source)?,
+            None => &[],
+        };
+        let found = found.iter().map(|found| (found.address, found.pod.as_ref(), None));
+        let configured = version.endpoints.iter().flat_map(|endpoint| {
+            let (ip, named) = match endpoint {
+                EndpointAddress::Ip(address) => (Some((*address, None, None)), None),
+                EndpointAddress::Name { host, port } => (None, Some((host, *port))),
+            };
+            let addresses = named.and_then(|(host, port)| self.names.get(&(host.clone(), port)));
+            let addresses = addresses.into_iter().flatten();
+            ip.into_iter().chain(addresses.map(move |address| (*address, None, named)))
+        });
+        Some(found.chain(configured))
+    }
+
+    fn unready(&self, version: &config::Version, before: Option<&Version>) -> Arc<[SocketAddr]> {
+        match version.kubernetes.as_ref().map(|source| self.cluster.unready(source)) {
+            Some(Some(unready)) => unready,
+            // Nobody has asked the cluster yet, as with the endpoints.
+            Some(None) => before.map(|before| before.unready.clone()).unwrap_or_default(),
+            None => Arc::default(),
+        }
+    }
+
     /// The version's endpoints in the file's order, those of a name in the order of their addresses. One that was there
     /// before is the same one.
     fn endpoints(
@@ -116,22 +157,21 @@ impl ServiceBuild<'_> {
         before: Option<&Version>,
         identities: &mut Identities,
     ) -> Result<Vec<Arc<Endpoint>>, BuildError> {
-        let found = version.kubernetes.as_ref().map(|source| self.cluster.endpoints(source));
-        if let Some(None) = found {
+        let Some(wanted) = self.wanted(version) else {
             // Nobody has asked the cluster yet: what was there before is the best guess.
             let before = before.into_iter().flat_map(|v| &v.endpoints);
             return Ok(before.filter(|e| e.transport == version.transport).cloned().collect());
-        }
+        };
         let known: HashMap<(SocketAddr, Option<&str>), &Arc<Endpoint>> =
             before.into_iter().flat_map(|v| &v.endpoints).map(|e| ((e.address, e.pod.as_deref()), e)).collect();
         // Where nobody serves yet, as at perch's own start, there is no one to spare a newcomer.
         let is_joining = !known.is_empty();
         let mut seen = HashSet::with_capacity(version.endpoints.len());
         let mut endpoints = Vec::with_capacity(version.endpoints.len());
-        let mut add = |address: SocketAddr, pod: Option<&Arc<str>>, name: &dyn Fn() -> String| {
+        for (address, pod, name) in wanted {
             // Two names of one address are one endpoint.
             if !seen.insert(address) {
-                return Ok(());
+                continue;
             }
             endpoints.push(match known.get(&(address, pod.map(|p| &**p))) {
                 // Another protocol or other certificates: another endpoint, which no old connection belongs to.
@@ -140,7 +180,7 @@ impl ServiceBuild<'_> {
                     id: identities.endpoint()?,
                     address,
                     pod: pod.cloned(),
-                    name: name().into(),
+                    name: name.map_or_else(|| address.to_string(), |(host, port)| format!("{host}:{port}")).into(),
                     transport: version.transport.clone(),
                     // The address, not the name: two addresses of one name are two endpoints.
                     seed: endpoint_seed(&address.to_string()),
@@ -148,21 +188,6 @@ impl ServiceBuild<'_> {
                     health: if is_joining { Health::joining(self.now) } else { Health::default() },
                 }),
             });
-            Ok(())
-        };
-        for found in found.flatten().into_iter().flatten() {
-            add(found.address, found.pod.as_ref(), &|| found.address.to_string())?;
-        }
-        for endpoint in &version.endpoints {
-            match endpoint {
-                EndpointAddress::Ip(address) => add(*address, None, &|| address.to_string())?,
-                EndpointAddress::Name { host, port } => {
-                    let addresses = self.names.get(&(host.clone(), *port));
-                    for address in addresses.into_iter().flatten() {
-                        add(*address, None, &|| format!("{host}:{port}"))?;
-                    }
-                }
-            }
         }
         Ok(endpoints)
     }

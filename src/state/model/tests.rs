@@ -328,3 +328,22 @@ fn a_name_that_left_the_configuration_is_forgotten() {
     assert!(!model.knows(&name));
     assert!(!model.resolve(name, vec!["10.0.0.2:80".parse().unwrap()]), "a late answer changes nothing");
 }
+
+#[test]
+fn a_rebuild_keeps_services_that_nothing_touched_also_where_an_address_is_named_twice() {
+    let twice = service("twice", &[("v", 1.0, &["10.0.2.1:80", "10.0.2.1:80", "a.example:80"])]);
+    let names = Names::from([(("a.example".to_owned(), 80), vec!["10.0.2.7:80".parse().unwrap()])]);
+    let mut model = Model::new(config(vec![hello(90.0, 10.0), twice]), names, 0).unwrap();
+    let before = model.snapshot().clone();
+
+    model.rebuild(0).unwrap();
+    let same = model.snapshot().clone();
+    assert!(model.resolve(("a.example".to_owned(), 80), vec!["10.0.2.8:80".parse().unwrap()]));
+    model.rebuild(0).unwrap();
+    let after = model.snapshot();
+
+    assert!(std::iter::zip(&before.services, &same.services).all(|(b, s)| Arc::ptr_eq(b, s)));
+    assert!(Arc::ptr_eq(&before.services[0], &after.services[0]));
+    assert_eq!(after.services[1].versions[0].endpoints[1].address.to_string(), "10.0.2.8:80");
+    assert!(Arc::ptr_eq(&before.services[1].versions[0].endpoints[0], &after.services[1].versions[0].endpoints[0]));
+}
