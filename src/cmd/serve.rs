@@ -105,8 +105,9 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         if let Some(file) = &options.announce {
             announce(&running, file).with_context(|| format!("--announce {}: can't be written", file.display()))?;
         }
-        running.ready()?;
+        // Before the old perch, if there is one, says which process it is now.
         notify::tell(notify::READY);
+        running.ready()?;
         follow(&running, signals).await
     })
 }

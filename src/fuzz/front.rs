@@ -81,6 +81,16 @@ pub(super) fn run(bytes: &[u8]) {
     assert!(answers.len() <= whole, "{} answers to {whole} requests: {answers:?}\nclient: {said}", answers.len());
 }
 
+/// Whatever the fuzzer's own timer (SIGALRM) breaks off is begun again.
+fn read(socket: &mut TcpStream, chunk: &mut [u8]) -> std::io::Result<usize> {
+    loop {
+        match socket.read(chunk) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
 impl Front {
     /// 127.1.0.0 and up.
     fn next_client(&self) -> Ipv4Addr {
@@ -101,7 +111,7 @@ impl Front {
         let mut answer = Vec::new();
         let mut chunk = [0; 16 * 1024];
         loop {
-            match socket.read(&mut chunk) {
+            match read(&mut socket, &mut chunk) {
                 Ok(n) if n > 0 => answer.extend_from_slice(&chunk[..n]),
                 Ok(_) => break,
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => break,
@@ -141,7 +151,7 @@ impl Recorder {
                     return;
                 }
             }
-            match socket.read(&mut chunk) {
+            match read(&mut socket, &mut chunk) {
                 Ok(n) if n > 0 => bytes.extend_from_slice(&chunk[..n]),
                 _ => {
                     // The half of a request that perch gave up.

@@ -241,7 +241,8 @@ fn verbs_drains_pins_and_generations_go_on() {
     assert!(perch.metric("perch_config_generation").unwrap() > generation);
     let unexplained = r#"perch_version_flips_total{service="app",reason="unexplained"}"#;
     assert_eq!(perch.metric(unexplained), Some(0.0));
-    // The folder of the state is the new one's.
+    // The folder of the state is the new one's. The old one's admin listener may still have taken who came before.
+    perch.others_end();
     let done = set(&perch, json!({"weights": {"canary": 1, "stable": 3}}));
     assert_eq!(done.status, 200, "{done:?}");
 }

@@ -145,6 +145,7 @@ fn a_second_upgrade_is_one_too_many_and_a_drain_ends_the_first() {
     assert_eq!(perch.perch.wait(PATIENCE).code(), Some(0));
     // Asked to end, not killed: it may have begun to serve in that moment.
     eventually(PATIENCE, || dir.join("asked").exists() && has_ended(new));
+    // The whole of it: it has ended.
     let said = perch.stderr();
     assert!(said.contains("perch is to stop") && said.contains("Drained."), "{said}");
 }

@@ -11,7 +11,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use serde_json::json;
 
 use crate::front;
-use crate::support::{Client, Launch, PATIENCE, TestBackend, TestPerch};
+use crate::support::{Client, Launch, PATIENCE, TestBackend, TestPerch, eventually};
 
 /// After which word the old one dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -98,7 +98,9 @@ fn whenever_the_old_perch_dies_the_new_one_serves() {
             assert_eq!(Client::plain(address).get("a", "/").text(), "stable", "{last:?}");
         }
         let said = if last < Last::Sockets { "before it gave its sockets" } else { "without what it knew" };
-        assert_eq!(perch.stderr().contains(said), last < Last::Serve, "{last:?}: {}", perch.stderr());
+        if last < Last::Serve {
+            eventually(PATIENCE, || perch.stderr().contains(said));
+        }
         let generation = perch.metric("perch_config_generation").unwrap();
         assert_eq!(generation > 40.0, last == Last::Serve, "{last:?}: {generation}");
     }
@@ -122,7 +124,7 @@ fn a_new_perch_that_is_not_ready_serves_once_the_old_one_is_gone() {
 
     let (perch, given) = taken_over(launch, Last::Serve);
 
-    assert!(perch.stderr().contains("gone before this one was ready"), "{}", perch.stderr());
+    eventually(PATIENCE, || perch.stderr().contains("gone before this one was ready"));
     assert_eq!(perch.admin_get("/readyz").status, 503);
     front::assert_refused(&Client::plain(given).get("a", "/"), 503, "no-ready-endpoint");
 }
