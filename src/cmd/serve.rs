@@ -76,6 +76,11 @@ const AT_ONCE: u8 = 130;
 /// When it could not be done; the message is for the person at the terminal.
 pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     start_log(&options)?;
+    let signals = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let early = {
+        let _entered = signals.enter();
+        Early::new()?
+    };
     raise_open_files();
     crate::metrics::count_panics();
     let (given, predecessor) = match Predecessor::meet()? {
@@ -98,10 +103,9 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         Err(error) => return Err(error.into()),
     };
     tracing::info!(address = %running.admin, "Admin listening.");
-    let signals = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     signals.block_on(async {
         // Before anyone is told that perch is here: a signal must not meet the default action.
-        let signals = Signals::new()?;
+        let signals = Signals::new(early)?;
         if let Some(file) = &options.announce {
             announce(&running, file).with_context(|| format!("--announce {}: can't be written", file.display()))?;
         }
@@ -162,6 +166,19 @@ fn announce(running: &Running, file: &std::path::Path) -> std::io::Result<()> {
     std::fs::rename(&beside, file)
 }
 
+/// Signals that would end a perch that starts, which is not what they ask for. They wait until it serves: whoever reloads
+/// every perch there is may meet one that is taking over.
+struct Early {
+    hup: Signal,
+    usr2: Signal,
+}
+
+impl Early {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { hup: signal(SignalKind::hangup())?, usr2: signal(SignalKind::user_defined2())? })
+    }
+}
+
 /// The signals that perch knows.
 struct Signals {
     term: Signal,
@@ -171,13 +188,8 @@ struct Signals {
 }
 
 impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            term: signal(SignalKind::terminate())?,
-            int: signal(SignalKind::interrupt())?,
-            hup: signal(SignalKind::hangup())?,
-            usr2: signal(SignalKind::user_defined2())?,
-        })
+    fn new(Early { hup, usr2 }: Early) -> std::io::Result<Self> {
+        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())?, hup, usr2 })
     }
 
     /// The next one that ends perch; true for TERM. Reloads in between.

@@ -1,7 +1,7 @@
 //! The process itself: what it does when the system gives it no more.
 
 use std::net::TcpStream;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::front::{Front, front};
 use crate::support::{PATIENCE, connect_from, eventually};
@@ -52,4 +52,40 @@ fn without_free_descriptors_accepting_rests_and_recovers() {
             && client.try_response().is_ok_and(|a| a.status == 200)
     });
     assert!(front.perch.metric("perch_accept_errors_total{listener=\"http\"}").unwrap() > 0.0);
+}
+
+#[test]
+fn a_reload_while_it_starts_does_not_end_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, announced) = (folder.path().join("perch.yaml"), folder.path().join("announce.json"));
+    // It starts for as long as nobody writes its configuration.
+    assert!(Command::new("mkfifo").arg(&config).status().unwrap().success());
+    let mut perch = Command::new(env!("CARGO_BIN_EXE_perch"))
+        .arg("serve")
+        .args(["--config", config.to_str().unwrap(), "--announce", announced.to_str().unwrap()])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let status = format!("/proc/{}/status", perch.id());
+    let catches_hangups = || {
+        let status = std::fs::read_to_string(&status).unwrap_or_default();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or_default().trim().to_owned();
+        u64::from_str_radix(&caught, 16).is_ok_and(|caught| caught & 1 == 1)
+    };
+    eventually(PATIENCE, catches_hangups);
+
+    let hangup = Command::new("kill").args(["-HUP", &perch.id().to_string()]).status().unwrap();
+    // Read again later, it is a file like others.
+    let text = crate::front::config("", "", &["127.0.0.1:9".parse().unwrap()]);
+    let beside = folder.path().join("beside");
+    std::fs::write(&beside, &text).unwrap();
+    let mut awaited = std::fs::OpenOptions::new().write(true).open(&config).unwrap();
+    std::fs::rename(&beside, &config).unwrap();
+    std::io::Write::write_all(&mut awaited, text.as_bytes()).unwrap();
+    drop(awaited);
+
+    assert!(hangup.success());
+    eventually(PATIENCE, || announced.exists());
+    perch.kill().unwrap();
+    perch.wait().unwrap();
 }
