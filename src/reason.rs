@@ -70,6 +70,10 @@ reasons! {
     ConnectionLimit "connection-limit" 503 "There are too many connections.",
     /// Memory is short: see `limits.memory`.
     MemoryLimit "memory-limit" 503 "The proxy is short of memory.",
+    /// Frames or fields of HTTP/2 that RFC 9113 calls an error: the stream or the connection is reset.
+    H2Malformed "h2-malformed" 400 "The HTTP/2 request is malformed.",
+    /// More resets, control frames or continuations than a client may send: its connection ends.
+    H2Flood "h2-flood" 400 "There are too many HTTP/2 frames that ask for nothing.",
     ProxyHeader "proxy-header" 400 "The PROXY header is malformed.",
     ProxyUntrusted "proxy-untrusted" 400 "A PROXY header is not accepted from this sender.",
     ProxyMissing "proxy-missing" 400 "The PROXY header is missing.",

@@ -22,6 +22,7 @@ use super::grpc;
 use super::http1::body::Framing;
 use super::http1::response::{self, ResponseHead};
 use super::journal::Entry;
+use super::linger::linger;
 use super::request::{self, Instead, Line, Plan, Protocol};
 use super::respond;
 use super::stream::Stream;
@@ -111,6 +112,8 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, connection: Connec
     });
     // Either way it is over; what went wrong was said where it was known.
     ended.await.ok();
+    let (stream, buffer) = http.end();
+    linger(stream, buffer, &mut dog, &session.worker.buffers).await;
 }
 
 /// A stream under way.
@@ -163,16 +166,22 @@ async fn handle(session: &Rc<Session>, head: Head, stream: &Handle) -> Answer {
     let (worker, connection) = (&session.worker, &session.connection);
     let mut open = OpenEntry { session, entry: Some(Entry::new(worker, connection, Protocol::Http2)) };
     let entry = open.entry.as_mut().expect("it was just put there");
+    if stream.is_reset() {
+        // It came with the request: nothing of it goes anywhere.
+        return Answer::Sent;
+    }
     let is_websocket = head.is_websocket();
     let is_grpc = grpc::is_call(head.fields());
     let mut out = worker.buffers.scratch();
+    // What comes up a tunnel is nobody's body. Asked once: the end may have come since the head, and the head that goes to
+    // the endpoint must promise what the upload then sends.
+    let has_body = !is_websocket && !stream.has_all();
     let line = Line {
         method: if is_websocket { "GET" } else { head.method() },
         target: head.path(),
         authority: head.authority(),
         protocol: Protocol::Http2,
-        // What comes up a tunnel is nobody's body.
-        has_data: !is_websocket && !head.is_all,
+        has_data: has_body,
         is_websocket,
     };
     let limits = &connection.listener.config.limits;
@@ -210,7 +219,7 @@ async fn handle(session: &Rc<Session>, head: Head, stream: &Handle) -> Answer {
     worker.buffers.recycle(head.into_storage());
     entry.planned(&plan);
     entry.head(&out, &plan.spans);
-    let upload = Upload::new(out, plan.framing, !is_websocket && !stream.has_all());
+    let upload = Upload::new(out, plan.framing, has_body);
     let mut exchange = Exchange { session, plan: &plan, upload, stream };
     let answered = exchange.run(entry).await;
     let upload = exchange.upload;

@@ -15,6 +15,7 @@ mod grpc;
 mod http1;
 mod http2;
 mod journal;
+mod linger;
 mod multiplex;
 mod request;
 mod respond;

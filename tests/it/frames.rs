@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use crate::front::{Front, assert_closed, front_tls};
-use crate::support::{Client, PATIENCE, eventually, h2};
+use crate::support::{Act, Client, PATIENCE, Seen, eventually, h2, response};
 
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub(crate) const DATA: u8 = 0;
@@ -139,6 +139,10 @@ fn malformed_fields_never_reach_an_endpoint() {
         with(&[("host", "other.test")]),
         with(&[("x_forwarded_for", "1.2.3.4")]),
         with(&[("content-length", "+1")]),
+        with(&[("content-length", "5 ")]),
+        with(&[("content-length", "\t5")]),
+        with(&[("content-length", "0"), ("content-length", "0")]),
+        with(&[("x", " y")]),
     ];
 
     for table in tables {
@@ -168,6 +172,35 @@ fn a_length_that_is_not_the_body_never_becomes_a_whole_request() {
         eventually(PATIENCE, || front.backend.open_connections() == 0);
         assert!(front.backend.seen().iter().all(|seen| !seen.is_whole), "{data:?}: {:?}", front.backend.seen());
     }
+}
+
+#[test]
+fn white_space_around_a_length_hides_no_request_in_a_body() {
+    let front = front_tls("", "");
+    let body = b"AAAAAGET /hidden HTTP/1.1\r\nhost: a\r\n\r\n";
+
+    for length in ["5 ", " 5", "5\t"] {
+        assert_ne!(ask(&front, &with(&[("content-length", length)]), Some(body)), Outcome::Answer(0x88));
+    }
+
+    assert_eq!(front.backend.count(), 0);
+}
+
+#[test]
+fn a_body_that_ends_at_once_in_a_frame_of_its_own_is_whole() {
+    let front = front_tls("", "");
+    front.backend.script(|seen: &Seen| vec![Act::ReadBody, response(seen, "200 OK", "", "all")]);
+
+    for _ in 0..5 {
+        let mut client = connect(&front);
+        let request = [frame(HEADERS, END_HEADERS, 1, &fields(&GOOD)), frame(DATA, END_STREAM, 1, &[])].concat();
+        client.send([PREFACE, &frame(SETTINGS, 0, 0, &[]), &request].concat());
+        assert_eq!(outcome(&mut client), Outcome::Answer(0x88));
+    }
+
+    assert!(front.backend.seen().iter().all(|seen| seen.is_whole && seen.body.is_empty()));
+    // One for each worker: nothing is left of any of them on an endpoint's connection.
+    assert!(front.backend.connections() <= 2);
 }
 
 #[test]

@@ -23,6 +23,7 @@ use crate::proxy::awaited::{Broken, Deadlines};
 use crate::proxy::buffer::{Buffer, Size};
 use crate::proxy::connection::Connection;
 use crate::proxy::journal::Entry;
+use crate::proxy::linger::{LINGER, linger};
 use crate::proxy::request::{self, Instead, Line, Plan, Protocol};
 use crate::proxy::respond;
 use crate::proxy::stream::Stream;
@@ -419,23 +420,8 @@ impl Session {
 
     /// Ends the connection so that the client sees the answer and not a reset: reads on for a moment (RFC 9112 9.6).
     async fn linger(&mut self) -> After {
-        let shut = tokio::io::AsyncWriteExt::shutdown(&mut self.client.stream);
-        tokio::time::timeout(LINGER, shut).await.ok();
         let ClientSide { stream, buffer, dog } = &mut self.client;
-        dog.set(Instant::now() + LINGER);
-        let buffers = &self.worker.buffers;
-        let mut left = LINGER_BYTES;
-        poll_fn(|cx| {
-            loop {
-                buffer.clear(buffers);
-                match buffer.poll_fill(cx, stream, Size::Head, buffers) {
-                    Poll::Ready(Ok(n)) if n > 0 && left > 0 => left = left.saturating_sub(n),
-                    Poll::Ready(_) => return Poll::Ready(()),
-                    Poll::Pending => return dog.poll(cx),
-                }
-            }
-        })
-        .await;
+        linger(stream, buffer, dog, &self.worker.buffers).await;
         After::End
     }
 
@@ -477,7 +463,3 @@ const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 /// While draining, a connection is not closed for being idle before it was idle for so long: a client that is about to
 /// send its next request gets its answer, with `Connection: close`.
 const GRACE: Duration = Duration::from_secs(1);
-
-/// How long and how much is read on after the last answer, as reliability.md has it.
-const LINGER: Duration = Duration::from_secs(1);
-const LINGER_BYTES: usize = 64 * 1024;

@@ -39,8 +39,9 @@ impl Budget {
     }
 }
 
-/// A PING for every so many bytes of answers is free: clients measure their windows so.
-const FREE_PING: u64 = 1_024;
+/// A PING is free when more than the answer to the one before has gone to the client since: gRPC clients measure their
+/// windows so, with a PING for a message, however small.
+const FREE_PING: u64 = 32;
 /// What a request earns of frames that bring nothing.
 const PER_REQUEST: u64 = 10;
 
@@ -57,14 +58,22 @@ impl Chatter {
         Self { budget: Budget::new(1_000, 10), written: 0 }
     }
 
+    /// A request has begun.
+    pub(super) fn asked(&mut self) {
+        // And one for its own head.
+        self.budget.earn(PER_REQUEST + 1);
+    }
+
     /// Whether this frame may come, too. `written`: the bytes that went to the client so far.
     pub(super) fn may(&mut self, of: u8, is_empty: bool, written: u64) -> bool {
         match of {
-            kind::HEADERS => self.budget.earn(PER_REQUEST),
             // Windows and resets have bounds of their own.
             kind::RST_STREAM | kind::WINDOW_UPDATE => {}
             kind::DATA | kind::CONTINUATION if !is_empty => {}
-            kind::PING if written - self.written >= FREE_PING => self.written = written,
+            kind::PING => {
+                let is_free = written - std::mem::replace(&mut self.written, written) >= FREE_PING;
+                return is_free || self.budget.spend();
+            }
             _ => return self.budget.spend(),
         }
         true
@@ -100,8 +109,14 @@ mod tests {
 
     /// How many of these it takes until it is too much, up to 100,000.
     fn endured(chatter: &mut Chatter, kinds: &[u8]) -> usize {
-        let written = |n: usize| n as u64 * 10;
-        (0..100_000).take_while(|n| kinds.iter().all(|kind| chatter.may(*kind, false, written(*n)))).count()
+        let ask = |chatter: &mut Chatter, kind: &u8| {
+            let may = chatter.may(*kind, false, 0);
+            if *kind == kind::HEADERS {
+                chatter.asked();
+            }
+            may
+        };
+        (0..100_000).take_while(|_| kinds.iter().all(|kind| ask(chatter, kind))).count()
     }
 
     #[tokio::test]
@@ -119,6 +134,12 @@ mod tests {
     async fn requests_and_bodies_are_never_too_much() {
         let asked = [kind::HEADERS, kind::DATA, kind::WINDOW_UPDATE, kind::PING];
         assert_eq!(endured(&mut Chatter::new(), &asked), 100_000);
+    }
+
+    #[tokio::test]
+    async fn heads_that_begin_nothing_are_chatter() {
+        let mut chatter = Chatter::new();
+        assert_eq!((0..2_000).take_while(|_| chatter.may(kind::HEADERS, false, 0)).count(), 1_000);
     }
 
     #[tokio::test]

@@ -14,11 +14,14 @@ use tokio::io::AsyncWrite;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::frame::{self, setting};
+use super::pace::Pace;
 use super::receive::Receiver;
 use super::streams::{CONNECTION_WINDOW, Handle, STREAM_WINDOW, Streams};
 use super::{ActiveStream, Session, answer};
+use crate::metrics;
 use crate::proxy::buffer::{Buffer, Size};
 use crate::proxy::stream::Stream;
+use crate::reason;
 
 /// An idle peer is asked whether it is still there (reliability.md D8).
 const PING_EVERY: Duration = Duration::from_secs(20);
@@ -111,14 +114,14 @@ impl Driver {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         self.streams.borrow_mut().unpark();
         // First what is there, together: what is read now is answered later anyway.
-        let blocked = self.flush(cx)?.is_pending();
-        if self.poll_receive(cx, blocked)?.is_ready() {
+        let _all_or_not = self.flush(cx)?;
+        if self.poll_receive(cx)?.is_ready() {
             return Poll::Ready(Ok(()));
         }
         self.ponged();
-        self.pings.poll(cx, self.session.pace.read.get(), &self.streams)?;
+        self.pings.poll(cx, &self.session.pace, &self.streams)?;
         if self.flush(cx)?.is_ready() && self.is_over() {
-            return Pin::new(&mut self.io).poll_shutdown(cx).map_err(Broken::Io);
+            return Poll::Ready(Ok(()));
         }
         self.streams.borrow_mut().park(cx);
         Poll::Pending
@@ -156,6 +159,7 @@ impl Driver {
             streams.recycle(storage);
             self.sent = 0;
             streams.pump();
+            self.session.pace.answered.set(streams.framed);
             if streams.out.is_empty() {
                 break;
             }
@@ -168,11 +172,11 @@ impl Driver {
     }
 
     /// Takes in what the client sends. Ready at its end.
-    fn poll_receive(&mut self, cx: &mut Context<'_>, blocked: bool) -> Result<Poll<()>, Broken> {
-        let pace = &self.session.pace;
-        let buffers = &self.session.worker.buffers;
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, Broken> {
+        let session = self.session.clone();
+        let (pace, buffers) = (&session.pace, &session.worker.buffers);
         loop {
-            if blocked && self.streams.borrow().out.len() - self.sent >= STUCK {
+            if self.streams.borrow().out.len() - self.sent >= STUCK && self.flush(cx)?.is_pending() {
                 return Ok(Poll::Pending);
             }
             let n = match self.buffer.poll_fill(cx, &mut self.io, self.reads, buffers) {
@@ -187,7 +191,7 @@ impl Driver {
             pace.read.set(pace.read.get() + n as u64);
             let mut streams = self.streams.borrow_mut();
             let received = streams.receive(self.buffer.unread(), pace.written.get());
-            for (head, at) in streams.receiver.accepted.drain(..) {
+            for (head, at) in std::mem::take(&mut streams.receiver.accepted) {
                 let handle = Handle::new(self.streams.clone(), at);
                 // Counted from here on, not from the first poll of its task: the connection is not idle.
                 let stream = ActiveStream::new(self.session.clone());
@@ -197,46 +201,59 @@ impl Driver {
             match received {
                 Ok(used) => self.buffer.consume(used, buffers),
                 Err(code) => {
-                    let last = streams.receiver.last;
+                    // Not more than it was told before.
+                    let last = streams.receiver.goaway.unwrap_or(streams.receiver.last);
                     frame::goaway(last, code, streams.out());
                     drop(streams);
                     // As far as it goes: who does not take it is not waited for.
-                    if self.flush(cx)?.is_ready() {
-                        let _is_shut = Pin::new(&mut self.io).poll_shutdown(cx)?;
-                    }
+                    let _all_or_not = self.flush(cx)?;
+                    metrics::rejected(match code {
+                        Reason::ENHANCE_YOUR_CALM => reason::Reason::H2Flood,
+                        _ => reason::Reason::H2Malformed,
+                    });
                     return Err(Broken::Client(code));
                 }
             }
         }
     }
 
-    /// The answer to a PING of ours.
+    /// Answers to PINGs of ours.
     fn ponged(&mut self) {
         let mut streams = self.streams.borrow_mut();
-        match streams.receiver.pong.take() {
-            Some(GOING_AWAY) if self.closing == Closing::Told => {
-                self.closing = Closing::Known;
-                frame::ping(0, GOING_AWAY, streams.out());
+        while let Some(pong) = streams.receiver.pongs.pop_back() {
+            match (pong, self.closing) {
+                (ARE_YOU_THERE, _) => self.pings.answered(),
+                (GOING_AWAY, Closing::Told) => {
+                    self.closing = Closing::Known;
+                    frame::ping(0, GOING_AWAY, streams.out());
+                }
+                (GOING_AWAY, Closing::Known) => {
+                    self.closing = Closing::Final;
+                    let last = streams.receiver.last;
+                    streams.receiver.goaway = Some(last);
+                    frame::goaway(last, Reason::NO_ERROR, streams.out());
+                }
+                _ => {}
             }
-            Some(GOING_AWAY) if self.closing == Closing::Known => {
-                self.closing = Closing::Final;
-                let last = streams.receiver.last;
-                streams.receiver.goaway = Some(last);
-                frame::goaway(last, Reason::NO_ERROR, streams.out());
-            }
-            Some(ARE_YOU_THERE) => self.pings.answered(),
-            _ => {}
         }
+    }
+}
+
+impl Driver {
+    /// Ends what is under way; what is left of the connection.
+    pub(super) fn end(&mut self) -> (&mut Stream, &mut Buffer) {
+        let mut streams = self.streams.borrow_mut();
+        streams.end_all();
+        let out = std::mem::take(&mut streams.out);
+        streams.recycle(out);
+        (&mut self.io, &mut self.buffer)
     }
 }
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        let buffers = &self.session.worker.buffers;
-        self.buffer.clear(buffers);
-        let mut streams = self.streams.borrow_mut();
-        streams.end_all();
-        buffers.recycle(std::mem::take(&mut streams.out));
+        self.end();
+        self.buffer.clear(&self.session.worker.buffers);
     }
 }
 
@@ -244,13 +261,14 @@ impl Drop for Driver {
 struct Pings {
     timer: Pin<Box<Sleep>>,
     is_asked: bool,
-    /// Bytes that had come when the timer was last set.
+    /// Bytes that had come, and gone, when the timer was last set.
     read: u64,
+    written: u64,
 }
 
 impl Pings {
     fn new() -> Self {
-        Self { timer: Box::pin(sleep(PING_EVERY)), is_asked: false, read: 0 }
+        Self { timer: Box::pin(sleep(PING_EVERY)), is_asked: false, read: 0, written: 0 }
     }
 
     fn answered(&mut self) {
@@ -259,17 +277,20 @@ impl Pings {
         }
     }
 
-    /// An error when a question was not answered in time. `read`: bytes that came so far.
-    fn poll(&mut self, cx: &mut Context<'_>, read: u64, streams: &RefCell<Streams>) -> Result<(), Broken> {
+    /// An error when a question was not answered in time.
+    fn poll(&mut self, cx: &mut Context<'_>, pace: &Pace, streams: &RefCell<Streams>) -> Result<(), Broken> {
         while self.timer.as_mut().poll(cx).is_ready() {
-            if self.is_asked {
+            // One that said something is there.
+            let is_silent = std::mem::replace(&mut self.read, pace.read.get()) == pace.read.get();
+            // The question stands behind what a slow client is still taking: more than the question itself.
+            let takes = pace.written.get() - std::mem::replace(&mut self.written, pace.written.get()) > 64;
+            if self.is_asked && is_silent && !takes {
                 return Err(Broken::Silent);
             }
-            // One that said something is there.
-            self.is_asked = std::mem::replace(&mut self.read, read) == read;
-            if self.is_asked {
+            if is_silent && !self.is_asked {
                 frame::ping(0, ARE_YOU_THERE, streams.borrow_mut().out());
             }
+            self.is_asked = is_silent;
             self.timer.as_mut().reset(Instant::now() + if self.is_asked { PING_TIMEOUT } else { PING_EVERY });
         }
         Ok(())
@@ -292,7 +313,8 @@ mod tests {
     async fn a_client_that_answers_no_ping_is_given_up() {
         let (mut pings, streams, start) = (Pings::new(), streams(), Instant::now());
 
-        let given_up = poll_fn(|cx| match pings.poll(cx, 0, &streams) {
+        let pace = Pace::default();
+        let given_up = poll_fn(|cx| match pings.poll(cx, &pace, &streams) {
             Err(broken) => Poll::Ready(broken),
             Ok(()) => Poll::Pending,
         });
@@ -306,13 +328,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_answers_or_talks_is_not() {
         let (mut pings, streams, start) = (Pings::new(), streams(), Instant::now());
-        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        let (pace, mut tick) = (Pace::default(), tokio::time::interval(Duration::from_secs(1)));
         for second in 0..300 {
             tick.tick().await;
-            // It talks for a while, then it only answers.
-            let read = second.min(100);
-            poll_fn(|cx| Poll::Ready(pings.poll(cx, read, &streams))).await.unwrap();
-            if pings.is_asked {
+            // It talks for a while, then takes an answer slowly, then it only answers.
+            pace.read.set(second.min(100));
+            pace.written.set(100 * second.min(200));
+            poll_fn(|cx| Poll::Ready(pings.poll(cx, &pace, &streams))).await.unwrap();
+            if pings.is_asked && second > 200 {
                 pings.answered();
             }
         }

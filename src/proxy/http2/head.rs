@@ -12,8 +12,6 @@ pub(super) struct Head {
     pseudo: Pseudo,
     /// The only `content-length`, if it is one.
     pub(super) length: Option<u64>,
-    /// Nothing follows it.
-    pub(super) is_all: bool,
 }
 
 /// RFC 9113 section 8.1.1: the stream is reset with PROTOCOL_ERROR.
@@ -37,7 +35,7 @@ impl Head {
         let mut length = None;
         let (mut is_connect, mut has_path) = (false, false);
         for (at, (name, value)) in fields.iter().enumerate() {
-            if !value.iter().all(|b| matches!(b, b'\t' | b' '..=b'~' | 0x80..)) {
+            if !is_value(value) {
                 return Err(Malformed);
             }
             let Some((b':', name)) = name.split_first().map(|(first, rest)| (*first, rest)) else {
@@ -45,8 +43,12 @@ impl Head {
                     return Err(Malformed);
                 }
                 if name == b"content-length" {
-                    // A second or an odd one is refused when the request is planned.
-                    length = length.or(fields::content_length(value));
+                    // What is not one length is malformed here: whoever counts the body must not read it in another way
+                    // than whoever plans the request.
+                    let n = fields::content_length(value).ok_or(Malformed)?;
+                    if length.replace(n).is_some() {
+                        return Err(Malformed);
+                    }
                 }
                 continue;
             };
@@ -56,7 +58,7 @@ impl Head {
                     is_token(value).then_some(&mut pseudo.method)
                 }
                 b"scheme" => Some(&mut pseudo.scheme),
-                b"authority" => Some(&mut pseudo.authority),
+                b"authority" => value.is_ascii().then_some(&mut pseudo.authority),
                 b"path" => {
                     has_path = !value.is_empty() && value.is_ascii();
                     Some(&mut pseudo.path)
@@ -80,7 +82,7 @@ impl Head {
         if pseudo.method.is_none() || !is_complete || is_cut {
             return Err(Malformed);
         }
-        Ok(Self { fields, pseudo, length, is_all })
+        Ok(Self { fields, pseudo, length })
     }
 
     fn pseudo(&self, at: Option<usize>) -> Option<&str> {
@@ -140,9 +142,15 @@ fn is_refused(name: &[u8], value: &[u8]) -> bool {
 
 /// Whether these may be trailers.
 pub(super) fn are_trailers(fields: &Fields) -> bool {
-    fields.iter().all(|(name, value)| {
-        !is_refused(name, value) && value.iter().all(|b| matches!(b, b'\t' | b' '..=b'~' | 0x80..))
-    })
+    fields.iter().all(|(name, value)| !is_refused(name, value) && is_value(value))
+}
+
+/// No control characters, and no white space at the ends (RFC 9113 section 8.2.1), which readers trim or do not.
+fn is_value(value: &[u8]) -> bool {
+    let is_blank = |b: Option<&u8>| matches!(b, Some(b' ' | b'\t'));
+    value.iter().all(|b| matches!(b, b'\t' | b' '..=b'~' | 0x80..))
+        && !is_blank(value.first())
+        && !is_blank(value.last())
 }
 
 #[cfg(test)]
@@ -202,9 +210,16 @@ mod tests {
             ("x", "a\nb"),
             ("x", "a\0"),
             ("content-length", "1"),
+            ("content-length", "0 "),
+            ("content-length", "\t0"),
+            ("content-length", "+0"),
+            ("content-length", ""),
+            ("x", " y"),
+            ("x", "y\t"),
         ] {
             assert!(read(&[&GOOD[..], &[more]].concat()).is_err(), "{more:?}");
         }
+        assert!(read(&[&GOOD[..], &[("content-length", "0"), ("content-length", "0")]].concat()).is_err());
         for missing in [":method", ":scheme", ":path"] {
             let list: Vec<_> = GOOD.into_iter().filter(|(name, _)| *name != missing).collect();
             assert!(read(&list).is_err(), "{missing}");

@@ -14,6 +14,8 @@ use crate::proxy::watchdog::Watchdog;
 pub(super) struct Pace {
     pub(super) written: Cell<u64>,
     pub(super) read: Cell<u64>,
+    /// Of `written` and what is about to be: bodies. What perch says to a connection on its own is no progress.
+    pub(super) answered: Cell<u64>,
 }
 
 /// How much longer a stream may wait while its connection moves.
@@ -24,21 +26,21 @@ const SHARED: u32 = 10;
 pub(super) struct Wait {
     write: Duration,
     since: Instant,
-    /// What had gone out then, or when it was last looked at.
-    written: u64,
+    /// What of bodies had gone out then, or when it was last looked at.
+    answered: u64,
     dog: Watchdog,
 }
 
 impl Wait {
     pub(super) fn new(pace: &Pace, write: Duration) -> Self {
         let since = Instant::now();
-        Self { write, since, written: pace.written.get(), dog: Watchdog::new(since + write) }
+        Self { write, since, answered: pace.answered.get(), dog: Watchdog::new(since + write) }
     }
 
     /// The wait for the next piece.
     pub(super) fn restart(&mut self, pace: &Pace) {
         self.since = Instant::now();
-        self.written = pace.written.get();
+        self.answered = pace.answered.get();
         self.dog.set(self.since + self.write);
     }
 
@@ -46,10 +48,10 @@ impl Wait {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, pace: &Pace) -> Poll<()> {
         while self.dog.poll(cx).is_ready() {
             let now = Instant::now();
-            if pace.written.get() == self.written || now >= self.since + self.write * SHARED {
+            if pace.answered.get() == self.answered || now >= self.since + self.write * SHARED {
                 return Poll::Ready(());
             }
-            self.written = pace.written.get();
+            self.answered = pace.answered.get();
             self.dog.set(now + self.write);
         }
         Poll::Pending

@@ -1,6 +1,8 @@
 //! What a client says, frame by frame: each is checked by RFC 9113 section 6 and changes the streams, or ends one of them
 //! or the connection. New requests are left in `accepted` for the driver.
 
+use std::collections::VecDeque;
+
 use h2::Reason;
 
 use super::budget::Chatter;
@@ -8,6 +10,7 @@ use super::frame::{self, flag, kind, setting};
 use super::head::{self, Head};
 use super::hpack::{Decoder, Fields};
 use super::streams::Streams;
+use crate::{metrics, reason};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -32,8 +35,8 @@ pub(super) struct Receiver {
     chatter: Chatter,
     /// Requests that have just come, and their slots.
     pub(super) accepted: Vec<(Head, usize)>,
-    /// The answer to a PING.
-    pub(super) pong: Option<[u8; 8]>,
+    /// Answers to PINGs, the last few.
+    pub(super) pongs: VecDeque<[u8; 8]>,
     /// The client begins no more streams.
     pub(super) is_leaving: bool,
 }
@@ -60,7 +63,7 @@ impl Receiver {
             goaway: None,
             chatter: Chatter::new(),
             accepted: Vec::new(),
-            pong: None,
+            pongs: VecDeque::new(),
             is_leaving: false,
         }
     }
@@ -102,7 +105,8 @@ impl Streams {
             return Err(Reason::PROTOCOL_ERROR);
         }
         receiver.is_set = true;
-        let is_empty = payload.is_empty() && !(head.kind == kind::DATA && head.has(flag::END_STREAM));
+        let brings = if head.kind == kind::DATA { unpadded(head, payload)? } else { payload };
+        let is_empty = brings.is_empty() && !(head.kind == kind::DATA && head.has(flag::END_STREAM));
         if !receiver.chatter.may(head.kind, is_empty, written) {
             return Err(Reason::ENHANCE_YOUR_CALM);
         }
@@ -241,7 +245,11 @@ impl Streams {
         if self.open >= self.receiver.most_streams {
             return self.refuse(stream, Reason::REFUSED_STREAM);
         }
-        let Ok(head) = Head::read(fields, is_last) else { return self.refuse(stream, Reason::PROTOCOL_ERROR) };
+        let Ok(head) = Head::read(fields, is_last) else {
+            metrics::rejected(reason::Reason::H2Malformed);
+            return self.refuse(stream, Reason::PROTOCOL_ERROR);
+        };
+        self.receiver.chatter.asked();
         let at = self.begin(stream, is_last, head.length);
         self.receiver.accepted.push((head, at));
         Ok(())
@@ -274,6 +282,7 @@ impl Streams {
         if !payload.len().is_multiple_of(6) {
             return Err(Reason::FRAME_SIZE_ERROR);
         }
+        let mut window = None;
         for entry in payload.chunks_exact(6) {
             let [a, b, c, d, e, f] = *entry else { continue };
             let value = u32::from_be_bytes([c, d, e, f]);
@@ -285,12 +294,16 @@ impl Streams {
                 setting::INITIAL_WINDOW_SIZE if i32::try_from(value).is_err() => {
                     return Err(Reason::FLOW_CONTROL_ERROR);
                 }
-                setting::INITIAL_WINDOW_SIZE => self.resize_windows(value)?,
+                setting::INITIAL_WINDOW_SIZE => window = Some(value),
                 // Frames are never longer than the least that a client has to take.
                 setting::MAX_FRAME_SIZE if !(16_384..1 << 24).contains(&value) => return Err(Reason::PROTOCOL_ERROR),
                 // Of what perch does not send, or of extensions.
                 _ => {}
             }
+        }
+        // Once for all that were said: each is a walk over the streams.
+        if let Some(window) = window {
+            self.resize_windows(window)?;
         }
         frame::whole(kind::SETTINGS, flag::ACK, 0, &[], self.out());
         Ok(())
@@ -299,7 +312,9 @@ impl Streams {
     fn ping(&mut self, head: frame::Head, payload: &[u8]) -> Result<(), Reason> {
         let payload = payload.try_into().map_err(|_| Reason::FRAME_SIZE_ERROR)?;
         if head.has(flag::ACK) {
-            self.receiver.pong = Some(payload);
+            // Perch asks two things at most at a time.
+            self.receiver.pongs.truncate(1);
+            self.receiver.pongs.push_front(payload);
         } else {
             frame::ping(flag::ACK, payload, self.out());
         }

@@ -101,14 +101,17 @@ impl Relay {
         entry.finish(worker, connection);
     }
 
+    /// Goes on with the request while its answer waits for the client: who reads only when all is sent must get there.
+    pub(super) fn poll_upload(&mut self, cx: &mut Context<'_>, stream: &Handle) -> Poll<Result<(), Reason>> {
+        let Some(Live { link, upload, .. }) = &mut self.live else { return Poll::Pending };
+        poll_upload(upload, cx, link, stream)
+    }
+
     /// Sends the next piece, when the one before has gone; after an error it is for the caller to cut this.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>, stream: &Handle) -> Poll<Result<Next, Reason>> {
         let Some(Live { link, upload, entry }) = &mut self.live else { return Poll::Ready(Ok(Next::End)) };
         let buffers = &self.session.worker.buffers;
-        if !upload.is_done()
-            && let Poll::Ready(Err(Broken::Client(reason) | Broken::Endpoint(reason))) =
-                (Sent { upload, stream }).poll(cx, link)
-        {
+        if let Poll::Ready(Err(reason)) = poll_upload(upload, cx, link, stream) {
             return Poll::Ready(Err(reason));
         }
         loop {
@@ -163,6 +166,18 @@ impl Drop for Relay {
     fn drop(&mut self) {
         self.end(Some(Reason::ClientAbort));
     }
+}
+
+fn poll_upload(
+    upload: &mut Upload,
+    cx: &mut Context<'_>,
+    link: &mut Link,
+    stream: &Handle,
+) -> Poll<Result<(), Reason>> {
+    if upload.is_done() {
+        return Poll::Ready(Ok(()));
+    }
+    (Sent { upload, stream }).poll(cx, link).map_err(|(Broken::Client(reason) | Broken::Endpoint(reason))| reason)
 }
 
 fn trailer_block(lines: &[u8]) -> Vec<u8> {

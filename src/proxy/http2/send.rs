@@ -47,6 +47,10 @@ pub(super) async fn rest(stream: &Handle, mut relay: Option<Box<Relay>>, pace: &
                 Poll::Ready(Ok(())) if !stream.is_answered() => is_waiting = false,
                 Poll::Ready(_) => return Poll::Ready(()),
                 Poll::Pending => {
+                    if let Some(Poll::Ready(Err(reason))) = relay.as_mut().map(|relay| relay.poll_upload(cx, stream)) {
+                        stream.reset(relay.as_mut().map_or(h2::Reason::CANCEL, |relay| relay.cut(reason)));
+                        return Poll::Ready(());
+                    }
                     let wait = wait.get_or_insert_with(|| Wait::new(pace, write));
                     if !std::mem::replace(&mut is_waiting, true) {
                         wait.restart(pace);

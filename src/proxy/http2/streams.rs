@@ -21,8 +21,9 @@ mod handle;
 
 pub(super) use handle::Handle;
 
-/// Answers beyond this wait with their streams, so that a connection holds no more.
-const MOST: usize = 64 * 1024;
+/// Answers beyond this wait with their streams, so that a connection holds no more: with some frames' heads it is what a
+/// large buffer of the pool has.
+const MOST: usize = 60 * 1024;
 
 /// The windows of streams and connections before anything is said (RFC 9113 section 6.9.2).
 const FIRST_WINDOW: i64 = 65_535;
@@ -44,6 +45,8 @@ pub(super) struct Streams {
     buffers: Rc<Buffers>,
     /// Framed, and not yet written.
     pub(super) out: Vec<u8>,
+    /// Bytes of bodies that were framed so far.
+    pub(super) framed: u64,
     /// Of each slot while its stream is open, else 0.
     ids: Vec<u32>,
     slots: Vec<Slot>,
@@ -118,6 +121,7 @@ impl Streams {
         Self {
             buffers,
             out: Vec::new(),
+            framed: 0,
             ids: Vec::new(),
             slots: Vec::new(),
             free: Vec::new(),
@@ -268,6 +272,7 @@ impl Streams {
         let (id, may_queue) = (slot.id, !later.is_empty() && slot.window > 0);
         slot.is_queued |= may_queue;
         self.window -= length(now);
+        self.framed += now.len() as u64;
         let ends = is_last && later.is_empty();
         if !now.is_empty() || ends {
             frame::data(id, now, ends, self.out());
@@ -300,6 +305,7 @@ impl Streams {
             }
             frame::data(slot.id, now, ends, &mut self.out);
             self.window -= length(now);
+            self.framed += now.len() as u64;
             slot.window -= length(now);
             slot.framed += now.len();
             if !slot.is_waiting() {

@@ -90,6 +90,14 @@ impl Upload {
         self.ended = true;
     }
 
+    fn is_beyond(&self) -> bool {
+        matches!(self.framing, Framing::Length(n) if self.bytes > n)
+    }
+
+    fn is_short(&self) -> bool {
+        matches!(self.framing, Framing::Length(n) if self.bytes < n)
+    }
+
     fn poll_send(&mut self, cx: &mut Context<'_>, link: &mut Link) -> Poll<std::io::Result<()>> {
         while let Some(rest) = self.first.get(self.first_sent..).filter(|r| !r.is_empty()) {
             self.first_sent += ready!(Pin::new(&mut link.io).poll_write(cx, rest))?;
@@ -122,6 +130,9 @@ impl Upward for Sent<'_> {
             }
             let read = |data: &[u8]| {
                 upload.bytes += data.len() as u64;
+                if upload.is_beyond() {
+                    return (data.len(), ());
+                }
                 // As much of a body as may be sent again stays with the head: all of most gRPC calls.
                 upload.is_streamed |= upload.first.len() + data.len() > WITH_HEAD;
                 let out = if upload.is_streamed { &mut upload.pending } else { &mut upload.first };
@@ -129,7 +140,10 @@ impl Upward for Sent<'_> {
                 (data.len(), ())
             };
             match ready!(stream.poll_read(cx, read)) {
+                // A length that was promised is kept, whoever counted the frames before: what is beyond it would be a request.
+                Some(Ok(())) if upload.is_beyond() => return Poll::Ready(Err(Broken::Client(Reason::ContentLength))),
                 Some(Ok(())) => {}
+                None if upload.is_short() => return Poll::Ready(Err(Broken::Client(Reason::ContentLength))),
                 None => upload.end(stream.take_trailers().as_ref()),
                 // However the client put it: what was cut must not look whole to the endpoint.
                 Some(Err(_)) => return Poll::Ready(Err(Broken::Client(Reason::ClientAbort))),

@@ -107,6 +107,10 @@ impl Decoder {
             let start = into.text.len();
             if first & 0x80 != 0 {
                 let (name, value) = self.entry(block.integer(7)?)?;
+                if into.is_too_large() {
+                    // A byte each could have kilobytes copied.
+                    continue;
+                }
                 into.text.extend_from_slice(name);
                 into.text.extend_from_slice(value);
                 into.push(start, start + name.len());

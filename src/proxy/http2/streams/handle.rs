@@ -28,6 +28,11 @@ impl Handle {
         slot.has_all && slot.received.is_empty() && slot.trailers.is_none()
     }
 
+    /// Whether the stream has ended before its time.
+    pub(in super::super) fn is_reset(&self) -> bool {
+        self.streams.borrow_mut().slot(self.at).reset.is_some()
+    }
+
     /// Ready when the stream has ended before its time.
     pub(in super::super) fn poll_reset(&self, cx: &Context<'_>) -> Poll<Reason> {
         let mut streams = self.streams.borrow_mut();
