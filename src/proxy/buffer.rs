@@ -56,6 +56,8 @@ impl Buffers {
     fn give(&self, mut data: Vec<u8>) {
         data.clear();
         let shelf = match data.capacity() {
+            // One that had to grow once is not kept for those who need less.
+            c if c > 2 * Size::Body.bytes() => return,
             c if c >= Size::Body.bytes() => &self.body,
             c if c >= Size::Head.bytes() => &self.head,
             _ => return,

@@ -406,10 +406,14 @@ impl Exchange<'_> {
             });
             let (head, is_final) = parsed.map_err(|_| Broken::Endpoint(Reason::BadResponse))?;
             link.buffer.consume(length, &self.session.worker.buffers);
-            if is_final {
+            // A success without switching: to a client that asked for a tunnel it would say that there is one.
+            if is_final && !(self.plan.is_upgrade && matches!(head.status, 200..=299)) {
                 return Ok((head, block));
             }
             self.session.worker.buffers.recycle(block);
+            if is_final {
+                return Err(Broken::Endpoint(Reason::BadResponse));
+            }
             if head.status == 101 {
                 return Err(Broken::Endpoint(Reason::Bad101));
             }

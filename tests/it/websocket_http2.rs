@@ -92,6 +92,17 @@ async fn an_endpoint_that_does_not_switch_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_says_200_without_switching_makes_no_tunnel() {
+    let front = front_tls("", "");
+    echoing(&front);
+    let mut client = client(&front).await;
+
+    let answer = client.send(asks("/plain", "websocket")).await.unwrap();
+
+    assert_eq!((answer.status().as_u16(), &answer.headers()["perch-reason"]), (502, &"bad-response".parse().unwrap()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn other_connects_are_refused() {
     let front = front_tls("", "");
     echoing(&front);
