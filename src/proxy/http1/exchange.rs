@@ -238,7 +238,8 @@ pub(crate) async fn relay(
         {
             return Poll::Ready(Err(broken));
         }
-        let waits_for_client = download.sent < download.out.len() || download.direct > 0;
+        // Also when the endpoint has said all and TLS still holds the last of it.
+        let waits_for_client = download.ended || download.sent < download.out.len() || download.direct > 0;
         let now = (download.progress(), upload.bytes);
         if progress != Some(now) {
             progress = Some(now);
