@@ -11,6 +11,7 @@ use crate::config::{Affinity, Overrides};
 use crate::decide::explain::{
     Candidate, Question, RouteNote, RouteShape, Verdict, VersionNote, explain, explain_routes,
 };
+use crate::decide::slow_start;
 use crate::decide::target::{Authority, normalise, split_query};
 use crate::decide::{ClientKey, Forced, Why};
 use crate::state::pins::{Pin, Pins};
@@ -232,9 +233,10 @@ fn decide(
     let pin = pin.and_then(|pin| placed(service, pin));
     let shown_endpoints: Vec<Vec<String>> =
         service.versions.iter().map(|v| v.endpoints.iter().map(|e| shown(e)).collect()).collect();
+    let who = key.map_or(0, slow_start::who);
     let candidates: Vec<Vec<Candidate<'_>>> = std::iter::zip(&service.versions, &shown_endpoints)
         .map(|(version, names)| {
-            std::iter::zip(&version.endpoints, names).map(|(e, name)| candidate(version, e, name, now)).collect()
+            std::iter::zip(&version.endpoints, names).map(|(e, name)| candidate(version, e, name, who, now)).collect()
         })
         .collect();
     let pinned_to = pin.as_ref().map(|(_, pin)| shown(&pin.endpoint));
@@ -270,8 +272,9 @@ fn decide(
     Ok(())
 }
 
-fn candidate<'a>(version: &Version, endpoint: &Endpoint, name: &'a str, now: u64) -> Candidate<'a> {
-    Candidate { name, seed: endpoint.seed, is_usable: version.takes(endpoint, now) }
+fn candidate<'a>(version: &Version, endpoint: &Endpoint, name: &'a str, who: u64, now: u64) -> Candidate<'a> {
+    let lets_in = version.warmth().lets_in(version, endpoint, who, now);
+    Candidate { name, seed: endpoint.seed, is_usable: version.takes(endpoint, now), lets_in }
 }
 
 /// The version that a pin speaks of, if the service still has it.

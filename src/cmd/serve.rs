@@ -171,11 +171,19 @@ fn announce(running: &Running, file: &std::path::Path) -> std::io::Result<()> {
 struct Early {
     hup: Signal,
     usr2: Signal,
+    /// For process 1 the kernel drops a signal that nobody waits for: it would miss its end.
+    ends: Option<(Signal, Signal)>,
 }
 
 impl Early {
     fn new() -> std::io::Result<Self> {
-        Ok(Self { hup: signal(SignalKind::hangup())?, usr2: signal(SignalKind::user_defined2())? })
+        let ends = (std::process::id() == 1).then(Self::ends).transpose()?;
+        Ok(Self { hup: signal(SignalKind::hangup())?, usr2: signal(SignalKind::user_defined2())?, ends })
+    }
+
+    /// TERM and INT.
+    fn ends() -> std::io::Result<(Signal, Signal)> {
+        Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
     }
 }
 
@@ -188,8 +196,9 @@ struct Signals {
 }
 
 impl Signals {
-    fn new(Early { hup, usr2 }: Early) -> std::io::Result<Self> {
-        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())?, hup, usr2 })
+    fn new(Early { hup, usr2, ends }: Early) -> std::io::Result<Self> {
+        let (term, int) = ends.map_or_else(Early::ends, Ok)?;
+        Ok(Self { term, int, hup, usr2 })
     }
 
     /// The next one that ends perch; true for TERM. Reloads in between.

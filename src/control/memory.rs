@@ -4,6 +4,7 @@
 //! with the kernel. Not the group's `memory.current`: it has the page cache in it, and whoever else is in the group.
 //! Without /proc there is nothing to watch.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -30,30 +31,21 @@ const SHAKE: usize = 16 << 20;
 
 /// Ends with the task.
 pub async fn run(control: Control, pressure: Pressure) {
-    let group = Group::find(Path::new("/sys/fs/cgroup"), &read("/proc/self/cgroup"));
+    let group = Group::find(Path::new("/sys/fs/cgroup"), &read("/proc/self/cgroup").unwrap_or_default());
     let mut is_told = false;
     let (mut shedding, mut since) = (Shedding::Nothing, Instant::now());
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        let ceiling = match control.snapshot().config.memory {
-            MemoryLimit::Off => None,
-            MemoryLimit::Bytes(bytes) => Some(bytes),
-            MemoryLimit::Cgroup => group.as_ref().and_then(Group::limit).map(|b| b / PART_OF_GROUP.1 * PART_OF_GROUP.0),
-        };
-        let memory = ceiling.and_then(|ceiling| {
-            let used = used(group.as_ref())?;
-            if !Shedding::is_near(used, ceiling) {
-                return Some((used, ceiling));
+        let Ok(memory) = look(control.snapshot().config.memory, group.as_ref()) else {
+            if !is_told {
+                is_told = true;
+                warn!("The memory in use, or its limit, cannot be read; limits.memory stays as it was.");
             }
-            give_back();
-            Some((self::used(group.as_ref())?, ceiling))
-        });
-        if ceiling.is_some() && memory.is_none() && !is_told {
-            is_told = true;
-            warn!("The memory in use cannot be read (no /proc); limits.memory has no effect.");
-        }
+            // Without free descriptors, say: the crowd that took them takes memory too, and what was given up stays so.
+            continue;
+        };
         let next = memory.map_or(Shedding::Nothing, |(used, ceiling)| shedding.next(used, ceiling));
         let next = if since.elapsed() < LEAST { next.max(shedding) } else { next };
         pressure.set(next, memory);
@@ -62,6 +54,24 @@ pub async fn run(control: Control, pressure: Pressure) {
             (shedding, since) = (next, Instant::now());
         }
     }
+}
+
+/// What is used, and what may be; `None` without a ceiling.
+fn look(limit: MemoryLimit, group: Option<&Group>) -> io::Result<Option<(u64, u64)>> {
+    let ceiling = match limit {
+        MemoryLimit::Off => None,
+        MemoryLimit::Bytes(bytes) => Some(bytes),
+        MemoryLimit::Cgroup => {
+            group.map(Group::limit).transpose()?.flatten().map(|b| b / PART_OF_GROUP.1 * PART_OF_GROUP.0)
+        }
+    };
+    let Some(ceiling) = ceiling else { return Ok(None) };
+    let mut now = used(group)?;
+    if Shedding::is_near(now, ceiling) {
+        give_back();
+        now = used(group)?;
+    }
+    Ok(Some((now, ceiling)))
 }
 
 fn tell(before: Shedding, now: Shedding, memory: Option<(u64, u64)>) {
@@ -92,18 +102,22 @@ fn tell(before: Shedding, now: Shedding, memory: Option<(u64, u64)>) {
 }
 
 fn give_back() {
-    drop(std::hint::black_box(Vec::<u8>::with_capacity(SHAKE)));
+    // One that cannot be had is no reason to end here and now.
+    let mut block = Vec::<u8>::new();
+    block.try_reserve_exact(SHAKE).ok();
+    drop(std::hint::black_box(block));
 }
 
-fn used(group: Option<&Group>) -> Option<u64> {
-    let resident = number_after(&read("/proc/self/status"), "VmRSS:")? * 1024;
-    Some(resident + group.and_then(Group::sockets).unwrap_or_default())
+fn used(group: Option<&Group>) -> io::Result<u64> {
+    let resident = number_after(&read("/proc/self/status")?, "VmRSS:").ok_or(io::ErrorKind::InvalidData)? * 1024;
+    Ok(resident + group.map(Group::sockets).transpose()?.unwrap_or_default())
 }
 
 /// A control group of version 2 with a limit, or inside one.
 #[derive(Debug)]
 struct Group {
-    /// Its own folder first, then those around it.
+    own: PathBuf,
+    /// Those with a limit: its own folder, and those around it.
     folders: Vec<PathBuf>,
 }
 
@@ -114,17 +128,23 @@ impl Group {
         let own = root.join(own.trim_start_matches("../"));
         let folders: Vec<PathBuf> =
             own.ancestors().filter(|f| f.starts_with(root) && f.join(LIMIT).exists()).map(Path::to_owned).collect();
-        (!folders.is_empty()).then_some(Self { folders })
+        // A folder that is not there is named from outside of a container: the mounted one is its own.
+        let own = if own.exists() { own } else { folders.first()?.clone() };
+        (!folders.is_empty()).then_some(Self { own, folders })
     }
 
     /// The lowest that holds for it; it may change.
-    fn limit(&self) -> Option<u64> {
-        self.folders.iter().filter_map(|f| read(f.join(LIMIT)).trim().parse().ok()).min()
+    fn limit(&self) -> io::Result<Option<u64>> {
+        let limits: io::Result<Vec<String>> = self.folders.iter().map(|f| read(f.join(LIMIT))).collect();
+        Ok(limits?.iter().filter_map(|limit| limit.trim().parse().ok()).min())
     }
 
-    /// Bytes in socket buffers.
-    fn sockets(&self) -> Option<u64> {
-        number_after(&read(self.folders.first()?.join("memory.stat")), "sock ")
+    /// Bytes in socket buffers of its own; those of a group around it are others', too.
+    fn sockets(&self) -> io::Result<u64> {
+        if !self.folders.contains(&self.own) {
+            return Ok(0);
+        }
+        Ok(number_after(&read(self.own.join("memory.stat"))?, "sock ").unwrap_or_default())
     }
 }
 
@@ -135,9 +155,8 @@ fn number_after(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()
 }
 
-/// What is not there is empty.
-fn read(path: impl AsRef<Path>) -> String {
-    std::fs::read_to_string(path).unwrap_or_default()
+fn read(path: impl AsRef<Path>) -> io::Result<String> {
+    std::fs::read_to_string(path)
 }
 
 #[cfg(test)]
@@ -158,9 +177,9 @@ mod tests {
 
         let group = Group::find(root.path(), "4:memory:/other\n0::/pods/perch\n").unwrap();
 
-        assert_eq!((group.limit(), group.sockets()), (Some(1_048_576), Some(7)));
+        assert_eq!((group.limit().unwrap(), group.sockets().unwrap()), (Some(1_048_576), 7));
         write(&root.path().join("pods/perch"), "4096\n", 7);
-        assert_eq!(group.limit(), Some(4_096), "it is read anew");
+        assert_eq!(group.limit().unwrap(), Some(4_096), "it is read anew");
     }
 
     #[test]
@@ -171,7 +190,7 @@ mod tests {
         for memberships in ["0::/\n", "0::/docker/0123\n", "0::/../../docker\n"] {
             let group = Group::find(root.path(), memberships).unwrap();
 
-            assert_eq!((group.limit(), group.sockets()), (Some(2_097_152), Some(3)), "{memberships}");
+            assert_eq!((group.limit().unwrap(), group.sockets().unwrap()), (Some(2_097_152), 3), "{memberships}");
         }
     }
 
@@ -182,11 +201,11 @@ mod tests {
         assert!(Group::find(root.path(), "0::/\n").is_none());
         assert!(Group::find(root.path(), "4:memory:/process\n").is_none());
         write(root.path(), "max\n", 3);
-        assert_eq!(Group::find(root.path(), "0::/\n").unwrap().limit(), None);
+        assert_eq!(Group::find(root.path(), "0::/\n").unwrap().limit().unwrap(), None);
     }
 
     #[test]
     fn the_memory_in_use_is_known() {
-        assert!(used(None).is_some_and(|used| used > 1 << 20));
+        assert!(used(None).is_ok_and(|used| used > 1 << 20));
     }
 }

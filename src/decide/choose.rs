@@ -242,7 +242,7 @@ pub(super) const fn fold(key: ClientKey) -> u64 {
 }
 
 /// The finalizer of `splitmix64` (Stafford's mix 13): every input bit flips every output bit with chance 1/2.
-pub(super) const fn mix(mut x: u64) -> u64 {
+pub(crate) const fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)

@@ -33,6 +33,8 @@ pub struct Candidate<'a> {
     pub name: &'a str,
     pub seed: u64,
     pub is_usable: bool,
+    /// It is warm enough for this client, as a newcomer.
+    pub lets_in: bool,
 }
 
 /// The decision and its reasons.
@@ -216,8 +218,13 @@ fn endpoint(question: &Question<'_>, client: ClientKey, version: usize, reasonin
         return Some(name.to_owned());
     }
     let usable = |i: usize| candidates.get(i).is_some_and(|e| e.is_usable);
+    let lets_in = |i: usize| candidates.get(i).is_some_and(|e| e.is_usable && e.lets_in);
     let places = Places::new(candidates.iter().map(|e| e.seed));
-    let chosen = candidates.get(places.choose(client, usable)?)?;
+    let first = places.choose(client, usable)?;
+    let chosen = candidates.get(places.choose(client, lets_in).unwrap_or(first))?;
+    if let Some(cold) = candidates.get(first).filter(|e| e.name != chosen.name) {
+        reasoning.push(format!("{} has just come (back) and lets only some in yet (slowStart)", cold.name));
+    }
     reasoning.push(format!(
         "of {}'s usable endpoints its first choice is {}",
         question.policy.split.name(version)?,

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use super::pins::{Pin, Pins};
 use super::snapshot::{Endpoint, Service, Version};
 use crate::config::Affinity;
-use crate::decide::choose::{Asker, two_choices};
+use crate::decide::choose::{Asker, mix, two_choices};
 use crate::decide::slow_start;
 use crate::decide::{ClientKey, Forced, Hold, NoVersion, Why};
 use crate::metrics::Flip;
@@ -133,14 +133,14 @@ fn is_usable(service: &Service, version: usize, now: u64) -> bool {
 /// Where a client goes that is not pinned to a usable endpoint.
 fn first_choice(version: &Version, key: ClientKey, now: u64) -> Option<Arc<Endpoint>> {
     let takes = |i: usize| version.endpoints.get(i).is_some_and(|e| version.takes(e, now));
-    let who = slow_start::who(key);
-    let is_warm = |i: usize| version.endpoints.get(i).is_some_and(|e| version.lets_in(e, who, now));
+    let (who, warmth) = (slow_start::who(key), version.warmth());
+    let is_warm = |i: usize| version.endpoints.get(i).is_some_and(|e| warmth.lets_in(version, e, who, now));
     // The one that was warm enough for all may have gone while the others were asked.
     let found = version.places.choose(key, |i| takes(i) && is_warm(i)).or_else(|| version.places.choose(key, takes));
     found.and_then(|i| version.endpoints.get(i)).cloned()
 }
 
-/// Two random choices on requests in flight; the first usable one from there when neither is.
+/// Two random choices on requests in flight; when neither is usable any that is.
 fn least_busy(version: &Version, roll: u64, now: u64) -> Option<Arc<Endpoint>> {
     let n = version.endpoints.len();
     if n == 0 {
@@ -148,27 +148,29 @@ fn least_busy(version: &Version, roll: u64, now: u64) -> Option<Arc<Endpoint>> {
     }
     let (a, b) = two_choices(roll, n);
     let takes = |i: usize| version.endpoints.get(i).filter(|e| version.takes(e, now));
-    let lets_in = |i: usize| takes(i).filter(|e| version.lets_in(e, roll, now));
+    let warmth = version.warmth();
+    let lets_in = |i: usize| takes(i).filter(|e| warmth.lets_in(version, e, roll, now));
     let busy = |i: usize| lets_in(i).map_or(u32::MAX, |e| e.in_flight.load(Ordering::Relaxed));
     let best = if busy(b) < busy(a) { b } else { a };
-    let from_there = || (0..n).map(|step| (best + step) % n);
-    from_there().find_map(lets_in).or_else(|| from_there().find_map(takes)).cloned()
+    lets_in(best)
+        .or_else(|| any((0..n).filter_map(lets_in), roll))
+        .or_else(|| any((0..n).filter_map(takes), roll))
+        .cloned()
+}
+
+/// One of these for this roll, each of them as often: not the next in the list, which would have all that its neighbours
+/// cannot take.
+fn any<'e>(endpoints: impl Iterator<Item = &'e Arc<Endpoint>>, roll: u64) -> Option<&'e Arc<Endpoint>> {
+    endpoints.max_by_key(|e| mix(roll ^ e.seed))
 }
 
 /// Another usable endpoint of the same version that `may` be asked; never one of another version.
 #[must_use]
 pub fn another(version: &Version, may: impl Fn(&Arc<Endpoint>) -> bool, roll: u64, now: u64) -> Option<Arc<Endpoint>> {
-    let n = version.endpoints.len();
-    if n == 0 {
-        return None;
-    }
-    let (start, _) = two_choices(roll, n);
-    let others = || {
-        let all = (0..n).filter_map(|step| version.endpoints.get((start + step) % n));
-        all.filter(|e| version.takes(e, now) && may(e))
-    };
+    let warmth = version.warmth();
+    let others = || version.endpoints.iter().filter(|e| version.takes(e, now) && may(e));
     // What others cannot take is better off at a cold one than nowhere.
-    others().find(|e| version.lets_in(e, roll, now)).or_else(|| others().next()).cloned()
+    any(others().filter(|e| warmth.lets_in(version, e, roll, now)), roll).or_else(|| any(others(), roll)).cloned()
 }
 
 fn flip_reason(last: &Pin, next: &Decision, service: &Service) -> Flip {

@@ -1,5 +1,5 @@
 //! Publication of snapshots: the only user of arc-swap. And their end: what is no longer published is kept by the writer
-//! until nobody reads it, so that no request has to free it.
+//! until no worker reads it. A service that was replaced lives as long as its last request, which frees it.
 
 use std::sync::Arc;
 

@@ -177,3 +177,22 @@ fn a_version_in_panic_needs_all_of_its_endpoints_whole() {
 
     assert!(at(&decisions(&service, 5_000), &service, 3) > 600);
 }
+
+#[test]
+fn requests_that_cold_endpoints_do_not_take_are_spread_over_the_warm_ones() {
+    let hello = |stable| ServiceConfig { affinity: Affinity::None, ..hello(stable, WINDOW) };
+    let mut model = Model::new(config(vec![hello(2)]), Names::new(), 1_000).unwrap();
+    model.configure(config(vec![hello(10)]), Names::new(), 5_000).unwrap();
+    let service = model.snapshot().services[0].clone();
+    let pins = Pins::new(10);
+
+    let requests: Vec<Decision> = (0..CLIENTS)
+        .map(|n| {
+            let roll = super::super::decide::split::weyl(n.into(), 7);
+            decide(&service, &pins, Client { roll, ..client(n) }, 5_000).unwrap()
+        })
+        .collect();
+
+    let (first, second) = (at(&requests, &service, 0), at(&requests, &service, 1));
+    assert!(first.abs_diff(second) * 5 < first.max(second), "{first} and {second}");
+}

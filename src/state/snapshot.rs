@@ -1,6 +1,7 @@
 //! The immutable snapshot: one picture, one generation. Requests read it without a lock; live parts (endpoint health,
 //! counters) are shared between snapshots by identity.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -102,27 +103,12 @@ impl Version {
         endpoint.health.is_usable(now) || (self.is_panicking() && endpoint.health.is_serving())
     }
 
-    /// Whether an endpoint of its that [takes](Self::takes) requests is warm enough for this newcomer: a client
-    /// ([`slow_start::who`]) or a request's roll. At least one of them is for everyone.
+    /// How warm its endpoints are, for one decision.
     #[must_use]
-    pub fn lets_in(&self, endpoint: &Endpoint, who: u64, now: u64) -> bool {
-        if self.slow_start == 0 {
-            return true;
-        }
-        let part = |e: &Endpoint| slow_start::part(e.health.age(now), self.slow_start);
-        let own = part(endpoint);
+    pub fn warmth(&self) -> Warmth {
         // In a panic all are needed, and those that fail their checks count for warm.
-        if own == slow_start::FULL || self.is_panicking() {
-            return true;
-        }
-        let mut most = own;
-        for other in self.endpoints.iter().filter(|e| e.health.is_usable(now)) {
-            most = most.max(part(other));
-            if most == slow_start::FULL {
-                break;
-            }
-        }
-        slow_start::lets_in(who, endpoint.seed, own, most)
+        let window = if self.is_panicking() { 0 } else { self.slow_start };
+        Warmth { window, most: Cell::new(None) }
     }
 
     /// Checks and ejections are not believed.
@@ -134,6 +120,39 @@ impl Version {
     /// Returns true when this changed it.
     pub(super) fn set_panicking(&self, on: bool) -> bool {
         self.panic.swap(on, Ordering::Relaxed) != on
+    }
+}
+
+/// Who is let in by endpoints that have just come (back), for one decision about a version's endpoints.
+#[derive(Debug)]
+pub struct Warmth {
+    window: u64,
+    /// The part of the warmest usable one; looked for once, when it is needed.
+    most: Cell<Option<u64>>,
+}
+
+impl Warmth {
+    /// Whether an endpoint of the version's that [takes](Version::takes) requests is warm enough for this newcomer: a
+    /// client ([`slow_start::who`]) or a request's roll. At least one of them is for everyone.
+    #[must_use]
+    pub fn lets_in(&self, version: &Version, endpoint: &Endpoint, who: u64, now: u64) -> bool {
+        let part = |e: &Endpoint| slow_start::part(e.health.age(now), self.window);
+        let own = if self.window == 0 { slow_start::FULL } else { part(endpoint) };
+        if own == slow_start::FULL {
+            return true;
+        }
+        let most = self.most.get().unwrap_or_else(|| {
+            let mut most = 0;
+            for other in version.endpoints.iter().filter(|e| e.health.is_usable(now)) {
+                most = most.max(part(other));
+                if most == slow_start::FULL {
+                    break;
+                }
+            }
+            self.most.set(Some(most));
+            most
+        });
+        slow_start::lets_in(who, endpoint.seed, own, most.max(own))
     }
 }
 

@@ -74,7 +74,8 @@ fn an_endpoint_that_passes_its_checks_again_warms_up() {
     backends.iter().for_each(|backend| checked(backend, true));
     let check = "health: {path: /ready, interval: 50ms, timeout: 2s, rise: 1, fall: 1, panicPercent: 0}";
     let endpoints = backends.each_ref().map(TestBackend::address);
-    let perch = TestPerch::start(&config("", &format!("affinity: None\nslowStart: 2s\n{check}"), &endpoints));
+    let text = |slow: &str| config("", &format!("affinity: None\nslowStart: {slow}\n{check}"), &endpoints);
+    let perch = TestPerch::start(&text("1h"));
     let asked = |backend: &TestBackend| backend.seen().iter().filter(|seen| seen.target() == "/").count();
     let part = || {
         let before = asked(&backends[0]);
@@ -92,6 +93,7 @@ fn an_endpoint_that_passes_its_checks_again_warms_up() {
     // It may have a few of the first ones, and has its half at the end.
     let first = part();
     assert!(first < 40, "{first} of 100");
+    perch.rewrite_config(&text("1ms"));
     eventually(PATIENCE, || part() > 40);
 }
 

@@ -1,10 +1,15 @@
 //! The process itself: what it does when the system gives it no more.
 
+use std::fs::OpenOptions;
 use std::net::TcpStream;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Command, Stdio};
 
 use crate::front::{Front, front};
-use crate::support::{PATIENCE, connect_from, eventually};
+use crate::support::{PATIENCE, connect_from, eventually, eventually_some};
+
+/// Of Linux.
+const O_NONBLOCK: i32 = 0o4000;
 
 /// Changes the limit of open files of the running perch; false where there is no prlimit.
 fn limit_files(front: &Front, files: usize) -> bool {
@@ -79,7 +84,9 @@ fn a_reload_while_it_starts_does_not_end_it() {
     let text = crate::front::config("", "", &["127.0.0.1:9".parse().unwrap()]);
     let beside = folder.path().join("beside");
     std::fs::write(&beside, &text).unwrap();
-    let mut awaited = std::fs::OpenOptions::new().write(true).open(&config).unwrap();
+    // Not to be opened for writing unless somebody reads.
+    let open = || OpenOptions::new().write(true).custom_flags(O_NONBLOCK).open(&config).ok();
+    let mut awaited = eventually_some(PATIENCE, open);
     std::fs::rename(&beside, &config).unwrap();
     std::io::Write::write_all(&mut awaited, text.as_bytes()).unwrap();
     drop(awaited);

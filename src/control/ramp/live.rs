@@ -64,6 +64,13 @@ pub(super) enum Seen {
     Unready(SocketAddr),
 }
 
+/// Whether endpoints came or went, or one that is not ready came. That one of those goes is no news: it served nobody.
+fn has_changed(before: &[Seen], after: &[Seen]) -> bool {
+    let endpoints = |seen: &[Seen]| seen.iter().filter(|s| matches!(s, Seen::Endpoint(_))).cloned().collect::<Vec<_>>();
+    let has_come = |s: &Seen| matches!(s, Seen::Unready(_)) && !before.contains(s);
+    endpoints(before) != endpoints(after) || after.iter().any(has_come)
+}
+
 impl Live {
     pub(super) fn new(state: &RampState) -> Self {
         let now = Instant::now();
@@ -113,7 +120,7 @@ impl Live {
         let after = Readings { at: now, stable: of_stable, canary: of_canary, endpoints: ids };
         let before = self.readings.replace(after);
         let (Some(before), Some(after)) = (before, &self.readings) else { return None };
-        if before.endpoints != after.endpoints {
+        if has_changed(&before.endpoints, &after.endpoints) {
             self.changed = Some(now);
         }
         let usable = canary.endpoints.iter().filter(|e| e.health.is_usable(clock.now())).count();
@@ -211,5 +218,20 @@ impl Live {
                 None
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_that_is_not_ready_changes_something_when_it_comes_not_when_it_goes() {
+        let unready = |port| Seen::Unready(SocketAddr::from(([10, 0, 0, 1], port)));
+
+        assert!(has_changed(&[], &[unready(1)]));
+        assert!(has_changed(&[unready(1)], &[unready(2)]));
+        assert!(!has_changed(&[unready(1)], &[]));
+        assert!(!has_changed(&[unready(1)], &[unready(1)]));
     }
 }

@@ -17,7 +17,7 @@ fn client(n: u32) -> ClientKey {
 }
 
 fn candidate(name: &str) -> Candidate<'_> {
-    Candidate { name, seed: endpoint_seed(name), is_usable: true }
+    Candidate { name, seed: endpoint_seed(name), is_usable: true, lets_in: true }
 }
 
 fn question<'a>(policy: &'a Policy, endpoints: &'a [Vec<Candidate<'a>>], n: u32) -> Question<'a> {

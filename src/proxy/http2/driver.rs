@@ -26,6 +26,8 @@ use crate::reason;
 /// An idle peer is asked whether it is still there (reliability.md D8).
 const PING_EVERY: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// Waits of that length for a client that answers nothing and takes what it is sent.
+const PATIENCE: u32 = 6;
 
 /// What our PINGs say.
 const ARE_YOU_THERE: [u8; 8] = *b"perch?  ";
@@ -44,6 +46,8 @@ pub(super) struct Driver {
     /// What of the streams' bytes was written, and whether they have to be flushed.
     sent: usize,
     is_due: bool,
+    /// What of bodies had been framed when all had been written.
+    framed: u64,
     pings: Pings,
     closing: Closing,
 }
@@ -94,6 +98,7 @@ impl Driver {
             streams: Rc::new(RefCell::new(streams)),
             sent: 0,
             is_due: false,
+            framed: 0,
             pings: Pings::new(),
             closing: Closing::Open,
         }
@@ -151,6 +156,11 @@ impl Driver {
                 }
                 self.sent += n;
                 self.is_due = true;
+                if streams.framed != self.framed {
+                    // There are bodies among it.
+                    let answered = &self.session.pace.answered;
+                    answered.set(answered.get() + n as u64);
+                }
                 let written = &self.session.pace.written;
                 written.set(written.get() + n as u64);
             }
@@ -158,8 +168,8 @@ impl Driver {
             let storage = std::mem::take(&mut streams.out);
             streams.recycle(storage);
             self.sent = 0;
+            self.framed = streams.framed;
             streams.pump();
-            self.session.pace.answered.set(streams.framed);
             if streams.out.is_empty() {
                 break;
             }
@@ -264,11 +274,13 @@ struct Pings {
     /// Bytes that had come, and gone, when the timer was last set.
     read: u64,
     written: u64,
+    /// How often more may be waited for who only takes.
+    patience: u32,
 }
 
 impl Pings {
     fn new() -> Self {
-        Self { timer: Box::pin(sleep(PING_EVERY)), is_asked: false, read: 0, written: 0 }
+        Self { timer: Box::pin(sleep(PING_EVERY)), is_asked: false, read: 0, written: 0, patience: 0 }
     }
 
     fn answered(&mut self) {
@@ -284,10 +296,13 @@ impl Pings {
             let is_silent = std::mem::replace(&mut self.read, pace.read.get()) == pace.read.get();
             // The question stands behind what a slow client is still taking: more than the question itself.
             let takes = pace.written.get() - std::mem::replace(&mut self.written, pace.written.get()) > 64;
-            if self.is_asked && is_silent && !takes {
+            // But the kernel takes much of what nobody receives.
+            self.patience = if takes { self.patience.saturating_sub(1) } else { 0 };
+            if self.is_asked && is_silent && self.patience == 0 {
                 return Err(Broken::Silent);
             }
             if is_silent && !self.is_asked {
+                self.patience = PATIENCE;
                 frame::ping(0, ARE_YOU_THERE, streams.borrow_mut().out());
             }
             self.is_asked = is_silent;
@@ -326,6 +341,25 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_client_that_is_gone_is_given_up_though_the_kernel_takes_what_it_is_sent() {
+        let (mut pings, streams, pace) = (Pings::new(), streams(), Pace::default());
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+
+        let given_up = async {
+            for second in 0.. {
+                tick.tick().await;
+                pace.written.set(100 * second);
+                if poll_fn(|cx| Poll::Ready(pings.poll(cx, &pace, &streams))).await.is_err() {
+                    return second;
+                }
+            }
+            0
+        };
+
+        assert_eq!(given_up.await, 20 + 10 * u64::from(PATIENCE));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_client_that_answers_or_talks_is_not() {
         let (mut pings, streams, start) = (Pings::new(), streams(), Instant::now());
         let (pace, mut tick) = (Pace::default(), tokio::time::interval(Duration::from_secs(1)));
@@ -333,9 +367,9 @@ mod tests {
             tick.tick().await;
             // It talks for a while, then takes an answer slowly, then it only answers.
             pace.read.set(second.min(100));
-            pace.written.set(100 * second.min(200));
+            pace.written.set(100 * second.min(150));
             poll_fn(|cx| Poll::Ready(pings.poll(cx, &pace, &streams))).await.unwrap();
-            if pings.is_asked && second > 200 {
+            if pings.is_asked && second > 150 {
                 pings.answered();
             }
         }

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use tracing::{error, info, warn};
 
-use super::successor::{Failed, Successor, end};
+use super::successor::{Failed, Successor, end, reload};
 use super::{Hello, Phase};
 use crate::admin;
 use crate::runtime::given::Place;
@@ -55,7 +55,12 @@ impl Supervisor {
             }
         };
         match done {
-            Ok(successor) => (Some(successor), meanwhile),
+            Ok(successor) => {
+                if meanwhile.iter().any(|order| matches!(order, Order::Reload)) {
+                    reload(&successor);
+                }
+                (Some(successor), meanwhile)
+            }
             Err(failed) => {
                 let status = end(child, &failed).await.map(tracing::field::display);
                 error!(%failed, status, "No other perch takes over; this one goes on.");

@@ -138,6 +138,12 @@ fn json(value: &impl serde::Serialize) -> io::Result<Vec<u8>> {
     Ok(serde_json::to_vec(value)?)
 }
 
+/// Passes an order to reload on, which came while the other one took over: it may have read the files before.
+pub(crate) fn reload(successor: &Successor) {
+    // It may have ended since.
+    tell(successor.pid, Signal::HUP).ok();
+}
+
 /// Ends a successor that failed, and says how it ended where it did so itself.
 pub(crate) async fn end(mut child: Child, failed: &Failed) -> Option<std::process::ExitStatus> {
     if matches!(failed, Failed::Unwanted) {
@@ -159,6 +165,10 @@ pub(crate) async fn end(mut child: Child, failed: &Failed) -> Option<std::proces
 }
 
 fn terminate(child: &Child) -> io::Result<()> {
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
-    Ok(kill_process(pid, Signal::TERM)?)
+    tell(child.id(), Signal::TERM)
+}
+
+fn tell(pid: u32, signal: Signal) -> io::Result<()> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(kill_process(pid, signal)?)
 }

@@ -116,8 +116,16 @@ impl ServiceBuild<'_> {
             return false;
         }
         let Some(wanted) = self.wanted(version) else { return true };
+        let is_named = is_verified_by_name(version);
+        let mut known = before.endpoints.iter();
         // Where an address is named twice this says no, and the slow way finds out.
-        wanted.map(|(address, pod, _)| (address, pod)).eq(before.endpoints.iter().map(|e| (e.address, e.pod.as_ref())))
+        let mut wanted = wanted;
+        let are_same = wanted.all(|(address, pod, name)| {
+            known.next().is_some_and(|e| {
+                (e.address, e.pod.as_ref()) == (address, pod) && (!is_named || *e.name == *called(address, name))
+            })
+        });
+        are_same && known.next().is_none()
     }
 
     /// Address, pod and the name in the configuration of each endpoint that the version is to have, in order; `None`
@@ -174,13 +182,19 @@ impl ServiceBuild<'_> {
                 continue;
             }
             endpoints.push(match known.get(&(address, pod.map(|p| &**p))) {
-                // Another protocol or other certificates: another endpoint, which no old connection belongs to.
-                Some(known) if known.transport == version.transport => Arc::clone(known),
+                // Another protocol or other certificates, or another name in them: another endpoint, which no old connection
+                // belongs to.
+                Some(known)
+                    if known.transport == version.transport
+                        && (!is_verified_by_name(version) || *known.name == *called(address, name)) =>
+                {
+                    Arc::clone(known)
+                }
                 _ => Arc::new(Endpoint {
                     id: identities.endpoint()?,
                     address,
                     pod: pod.cloned(),
-                    name: name.map_or_else(|| address.to_string(), |(host, port)| format!("{host}:{port}")).into(),
+                    name: called(address, name).into(),
                     transport: version.transport.clone(),
                     // The address, not the name: two addresses of one name are two endpoints.
                     seed: endpoint_seed(&address.to_string()),
@@ -191,6 +205,16 @@ impl ServiceBuild<'_> {
         }
         Ok(endpoints)
     }
+}
+
+/// What the configuration calls an endpoint.
+fn called(address: SocketAddr, name: Option<(&String, u16)>) -> String {
+    name.map_or_else(|| address.to_string(), |(host, port)| format!("{host}:{port}"))
+}
+
+/// Whether an endpoint's name is what its certificate has to say.
+fn is_verified_by_name(version: &config::Version) -> bool {
+    version.transport.tls.as_ref().is_some_and(|tls| tls.hostname.is_none())
 }
 
 fn secret(config: &config::Service) -> &str {

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::config::{Affinity, Route, Service as ServiceConfig};
+use crate::config::{Affinity, EndpointProtocol, EndpointTls, Route, Service as ServiceConfig, Transport};
 use crate::decide::reweigh::Amount;
 use crate::decide::rollout::OnDecrease;
 use crate::decide::rollout::verb::Verb;
@@ -346,4 +346,25 @@ fn a_rebuild_keeps_services_that_nothing_touched_also_where_an_address_is_named_
     assert!(Arc::ptr_eq(&before.services[0], &after.services[0]));
     assert_eq!(after.services[1].versions[0].endpoints[1].address.to_string(), "10.0.2.8:80");
     assert!(Arc::ptr_eq(&before.services[1].versions[0].endpoints[0], &after.services[1].versions[0].endpoints[0]));
+}
+
+#[test]
+fn another_name_for_an_address_is_another_endpoint_where_certificates_are_verified_by_it() {
+    let tls = EndpointTls { hostname: None, ca_files: Vec::new(), client_certificate: None };
+    for (tls, is_other) in [(None, false), (Some(tls), true)] {
+        let named = |name: &str| {
+            let mut named = service("named", &[("v", 1.0, &[name])]);
+            named.versions[0].transport = Arc::new(Transport { protocol: EndpointProtocol::Http1, tls: tls.clone() });
+            named
+        };
+        let address = || vec!["10.0.0.1:443".parse().unwrap()];
+        let names = |host: &str| Names::from([((host.to_owned(), 443), address())]);
+        let mut model = Model::new(config(vec![named("old.example:443")]), names("old.example"), 0).unwrap();
+        let before = model.snapshot().services[0].versions[0].endpoints[0].clone();
+
+        model.configure(config(vec![named("new.example:443")]), names("new.example"), 0).unwrap();
+
+        let after = &model.snapshot().services[0].versions[0].endpoints[0];
+        assert_eq!((!Arc::ptr_eq(&before, after), &*after.name == "new.example:443"), (is_other, is_other));
+    }
 }

@@ -119,7 +119,13 @@ impl Decoder {
             let is_kept = first & 0x40 != 0;
             match block.integer(if is_kept { 6 } else { 4 })? {
                 0 => block.string(&mut into.text)?,
-                index => into.text.extend_from_slice(self.entry(index)?.0),
+                index => {
+                    let (name, _) = self.entry(index)?;
+                    // Three bytes each could have kilobytes copied.
+                    if is_kept || !into.is_too_large() {
+                        into.text.extend_from_slice(name);
+                    }
+                }
             }
             let middle = into.text.len();
             block.string(&mut into.text)?;
