@@ -28,8 +28,9 @@ routes:
   service: auth
 services:
 - name: hello
+  slowStart: 1h
   versions:
-  - {name: stable, weight: 90, endpoints: ['127.0.0.1:1', '127.0.0.1:2']}
+  - {name: stable, weight: 90, endpoints: ['127.0.0.1:1', '127.0.0.1:2', '127.0.0.1:7']}
   - {name: canary, weight: 10, endpoints: ['127.0.0.1:3']}
 - name: auth
   affinity: {type: None}
@@ -158,9 +159,10 @@ fn services_are_shown_as_they_are() {
         "name": "hello", "affinity": {"type": "ClientIP", "timeoutSeconds": 10800}, "whenEmpty": "fallback",
         "clients": 0, "flips": flips, "versions": [
             {"name": "stable", "weight": 90.0, "share": 0.9, "clients": 0, "observed": nobody,
-             "recent": quiet, "endpointsReady": 2, "isPanicking": false, "endpointsTotal": 2, "endpoints": [
+             "recent": quiet, "endpointsReady": 3, "isPanicking": false, "endpointsTotal": 3, "endpoints": [
                 {"address": "127.0.0.1:1", "name": "127.0.0.1:1", "state": "ready", "inFlight": 0},
                 {"address": "127.0.0.1:2", "name": "127.0.0.1:2", "state": "ready", "inFlight": 0},
+                {"address": "127.0.0.1:7", "name": "127.0.0.1:7", "state": "ready", "inFlight": 0},
             ]},
             {"name": "canary", "weight": 10.0, "share": 0.1, "clients": 0, "observed": nobody,
              "recent": quiet, "endpointsReady": 1, "isPanicking": false, "endpointsTotal": 1, "endpoints": [
@@ -368,8 +370,9 @@ fn explain_says_what_the_data_path_decides() {
     admin.post(r#"{"weights":{"canary":"40%"}}"#);
     let snapshot = admin.state.published.load();
     let hello = &snapshot.services[0];
-    // One endpoint is out, and every third client is remembered.
+    // One endpoint is out, one has just come back, and every third client is remembered.
     hello.versions[0].endpoints[0].health.set_healthy(false, 0);
+    [false, true].map(|on| hello.versions[0].endpoints[1].health.set_healthy(on, admin.state.clock.now()));
     let clients: Vec<std::net::IpAddr> = (0..60).map(|n| [10, 0, n, 7].into()).collect();
     for address in clients.iter().step_by(3) {
         let client = Client { address: *address, roll: 0, forced: None };
