@@ -140,6 +140,9 @@ fn first_choice(version: &Version, key: ClientKey, now: u64) -> Option<Arc<Endpo
     found.and_then(|i| version.endpoints.get(i)).cloned()
 }
 
+/// Endpoints that are drawn before all are looked at.
+const DRAWS: u64 = 16;
+
 /// Two random choices on requests in flight; when neither is usable any that is.
 fn least_busy(version: &Version, roll: u64, now: u64) -> Option<Arc<Endpoint>> {
     let n = version.endpoints.len();
@@ -152,7 +155,10 @@ fn least_busy(version: &Version, roll: u64, now: u64) -> Option<Arc<Endpoint>> {
     let lets_in = |i: usize| takes(i).filter(|e| warmth.lets_in(version, e, roll, now));
     let busy = |i: usize| lets_in(i).map_or(u32::MAX, |e| e.in_flight.load(Ordering::Relaxed));
     let best = if busy(b) < busy(a) { b } else { a };
+    // Some more draws before all are asked: of many endpoints that is dear.
+    let draw = |k: u64| usize::try_from((u128::from(mix(roll ^ k)) * n as u128) >> 64).unwrap_or_default();
     lets_in(best)
+        .or_else(|| (1..=DRAWS).find_map(|k| lets_in(draw(k))))
         .or_else(|| any((0..n).filter_map(lets_in), roll))
         .or_else(|| any((0..n).filter_map(takes), roll))
         .cloned()
