@@ -372,7 +372,9 @@ fn explain_says_what_the_data_path_decides() {
     let hello = &snapshot.services[0];
     // One endpoint is out, one has just come back, and every third client is remembered.
     hello.versions[0].endpoints[0].health.set_healthy(false, 0);
-    [false, true].map(|on| hello.versions[0].endpoints[1].health.set_healthy(on, admin.state.clock.now()));
+    for is_healthy in [false, true] {
+        hello.versions[0].endpoints[1].health.set_healthy(is_healthy, admin.state.clock.now());
+    }
     let clients: Vec<std::net::IpAddr> = (0..60).map(|n| [10, 0, n, 7].into()).collect();
     for address in clients.iter().step_by(3) {
         let client = Client { address: *address, roll: 0, forced: None };
