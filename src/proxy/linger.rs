@@ -14,7 +14,7 @@ use super::watchdog::Watchdog;
 
 /// How long and how much is read on after the last answer, as reliability.md has it.
 pub(crate) const LINGER: Duration = Duration::from_secs(1);
-const LINGER_BYTES: usize = 64 * 1024;
+pub(crate) const LINGER_BYTES: usize = 64 * 1024;
 
 /// Says the end and waits for the client's, or until it has had its time.
 pub(crate) async fn linger(stream: &mut Stream, buffer: &mut Buffer, dog: &mut Watchdog, buffers: &Buffers) {

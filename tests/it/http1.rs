@@ -307,6 +307,36 @@ fn an_early_answer_arrives_while_the_body_is_still_coming() {
 }
 
 #[test]
+fn after_an_early_answer_the_little_that_is_left_of_a_body_is_sent_and_both_connections_go_on() {
+    let front = front();
+    front.backend.script(|seen: &Seen| vec![response(seen, "200 OK", "", "early"), Act::ReadBody]);
+    let mut client = front.client();
+
+    client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 60000\r\n\r\nsome");
+    let answer = client.response();
+    assert_eq!((answer.text().as_str(), answer.header("connection")), ("early", None));
+    client.send(vec![b'x'; 59_996]);
+
+    assert_eq!(client.get("a", "/next").text(), "early");
+    let seen = front.backend.seen();
+    assert_eq!((seen[0].body.len(), seen[0].is_whole, seen[1].on_connection), (60_000, true, 1));
+}
+
+#[test]
+fn after_an_early_answer_the_rest_of_a_body_is_not_waited_for_long() {
+    let front = front();
+    front.backend.script(|seen: &Seen| vec![response(seen, "200 OK", "", "early"), Act::ReadBody]);
+    let mut client = front.client();
+
+    client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\nsome");
+
+    assert_eq!(client.response().text(), "early");
+    assert_closed(&mut client);
+    eventually(PATIENCE, || front.backend.open_connections() == 0);
+    assert!(!front.backend.last().is_whole);
+}
+
+#[test]
 fn a_client_that_goes_away_leaves_no_whole_request_behind() {
     let front = front();
     for (framing, part) in [("content-length: 100", "half"), ("transfer-encoding: chunked", "4\r\nhalf\r\n")] {

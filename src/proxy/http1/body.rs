@@ -78,6 +78,15 @@ impl Decoder {
         self.state == State::Done
     }
 
+    /// How many bytes are still to come, where that is known.
+    pub(crate) fn left(&self) -> Option<u64> {
+        match self.state {
+            State::Done => Some(0),
+            State::Length(left) => Some(left),
+            _ => None,
+        }
+    }
+
     /// Whether the end of the stream is the body's proper end.
     pub(crate) fn may_end_here(&self) -> bool {
         matches!(self.state, State::Done | State::Close)

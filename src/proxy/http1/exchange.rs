@@ -17,6 +17,7 @@ use super::body::{self, Decoder, Framing, Piece};
 use super::upload::{Upload, Upwards};
 use crate::proxy::awaited::{Broken, Deadlines, HeadWait, Upward};
 use crate::proxy::buffer::{Buffer, Buffers, Size};
+use crate::proxy::linger::LINGER;
 use crate::proxy::stream::Stream;
 use crate::proxy::upstream::Link;
 use crate::proxy::watchdog::Watchdog;
@@ -252,6 +253,17 @@ pub(crate) async fn relay(
         }
     })
     .await
+}
+
+/// Sends the little that is left of a request whose answer came early ([`Upload::may_end_late`]), if it comes soon.
+pub(crate) async fn end_late(client: &mut ClientSide, link: &mut Link, upload: &mut Upload, buffers: &Buffers) {
+    let ClientSide { stream, buffer, dog } = client;
+    dog.set(Instant::now() + LINGER);
+    poll_fn(|cx| match upload.poll(cx, stream, buffer, link, buffers) {
+        Poll::Ready(_) => Poll::Ready(()),
+        Poll::Pending => dog.poll(cx),
+    })
+    .await;
 }
 
 /// Writes all of `bytes` to the client within the write deadline.

@@ -298,7 +298,8 @@ impl Session {
             Framing::Close => Framing::Chunked,
             framing => framing,
         };
-        let closes = plan.closes || framing == Framing::Close || !upload.is_done() || self.connection.seat.must_close();
+        let ends = upload.is_read() || head.keeps_alive && upload.may_end_late();
+        let closes = plan.closes || framing == Framing::Close || !ends || self.connection.seat.must_close();
         response::ClientSide { framing, closes, is_http10 }
     }
 
@@ -310,13 +311,16 @@ impl Session {
         let relayed =
             exchange::relay(&mut self.client, &mut link, &mut upload, &mut download, deadlines, &self.worker.buffers)
                 .await;
+        if relayed.is_ok() && !closes && !upload.is_done() {
+            exchange::end_late(&mut self.client, &mut link, &mut upload, &self.worker.buffers).await;
+        }
         entry.status = head.status;
         entry.bytes_in = upload.bytes;
         entry.bytes_out = download.bytes;
         let is_clean = upload.is_done() && head.keeps_alive && link.buffer.is_empty();
         let has_begun = download.has_begun;
         self.worker.buffers.recycle(download.into_scratch());
-        let sent_all = upload.is_done();
+        let is_read = upload.is_read();
         self.worker.buffers.recycle(upload.into_head());
         match relayed {
             Ok(()) => {
@@ -326,7 +330,7 @@ impl Session {
                     upstream::discard(link, &self.worker.buffers);
                 }
                 entry.finish(&self.worker, &self.connection);
-                match (closes, sent_all) {
+                match (closes, is_read) {
                     (false, true) => After::Next,
                     (true, true) => self.close().await,
                     // The client may still be sending: let it see the answer before the connection goes.

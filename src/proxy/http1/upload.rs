@@ -12,6 +12,7 @@ use super::exchange::WITH_HEAD;
 use crate::proxy::attempts::Kept;
 use crate::proxy::awaited::{Broken, Progress, Upward};
 use crate::proxy::buffer::{Buffer, Buffers, Size};
+use crate::proxy::linger::LINGER_BYTES;
 use crate::proxy::stream::Stream;
 use crate::proxy::upstream::Link;
 use crate::reason::Reason;
@@ -98,6 +99,13 @@ impl Upload {
     /// Nothing of the body is left in the client's connection.
     pub(crate) fn is_read(&self) -> bool {
         self.ended
+    }
+
+    /// So little is left of it that its connection is worth waiting for the end after an early answer: to close it in
+    /// order takes reading as much (reliability.md B9).
+    pub(crate) fn may_end_late(&self) -> bool {
+        let is_little = self.decoder.left().is_some_and(|left| left <= LINGER_BYTES as u64);
+        is_little && !self.is_gated && !self.is_broken
     }
 
     /// What can be sent again.
