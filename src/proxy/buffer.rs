@@ -55,13 +55,10 @@ impl Buffers {
 
     fn give(&self, mut data: Vec<u8>) {
         data.clear();
-        let shelf = match data.capacity() {
-            // One that had to grow once is not kept for those who need less.
-            c if c > 2 * Size::Body.bytes() => return,
-            c if c >= Size::Body.bytes() => &self.body,
-            c if c >= Size::Head.bytes() => &self.head,
-            _ => return,
-        };
+        // One that had to grow is not kept for those who need less.
+        let fits = |size: Size| (size.bytes()..2 * size.bytes()).contains(&data.capacity());
+        let Some(shelf) = [Size::Head, Size::Body].into_iter().find(|size| fits(*size)) else { return };
+        let shelf = self.shelf(shelf);
         let mut shelf = shelf.borrow_mut();
         if shelf.len() < KEPT && !self.is_saving.get() {
             shelf.push(data);
@@ -116,6 +113,11 @@ impl Buffer {
 
     pub(crate) fn len(&self) -> usize {
         self.data.len() - self.start
+    }
+
+    /// Whether a read would neither move what is unread nor make the storage grow.
+    pub(crate) fn has_room(&self) -> bool {
+        self.data.capacity() == 0 || self.data.len() < self.data.capacity()
     }
 
     /// Marks `n` bytes as used; the storage goes back to the pool with the last one.

@@ -26,6 +26,7 @@ use crate::reason::Reason;
 mod certificates;
 mod clients;
 mod cork;
+mod read_ahead;
 mod self_signed;
 
 use certificates::Certificates;

@@ -2,6 +2,7 @@
 //!
 //! Keeps the head (and a small body) until the answer begins, so that it can be sent again where that does no harm.
 
+use std::io::IoSlice;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -123,14 +124,15 @@ impl Upload {
         self.is_broken = false;
     }
 
-    /// Takes body bytes that are here already into the first write, if they are few.
+    /// Takes body bytes that are here already into the first write, if they are few: with them the request can be sent
+    /// again.
     pub(crate) fn absorb(&mut self, client: &mut Buffer, buffers: &Buffers) -> Result<(), Reason> {
         if self.is_gated && client.is_empty() {
             return Ok(());
         }
         // A body that was sent at once did not wait for the 100.
         self.is_gated = false;
-        while !self.ended && self.first.len() < WITH_HEAD {
+        while !self.ended && self.first.len() + client.len() < WITH_HEAD {
             match self.decoder.next(client.unread()).map_err(|_| Reason::Chunk)? {
                 Piece::Data { skip, len } => {
                     let data = client.unread().get(skip..skip + len).unwrap_or_default();
@@ -168,9 +170,9 @@ impl Upload {
             if self.is_broken {
                 return Poll::Ready(Ok(()));
             }
-            // Small chunks go out together: a write for each would make few bytes of a client expensive.
-            let gathers = !self.ended && !buffer.is_empty() && (1..WITH_HEAD).contains(&self.pending.len());
-            if !gathers && ready!(self.poll_send(cx, buffer, link, buffers)).is_err() {
+            // All that is here goes out together: a write for each piece would make few bytes of a client expensive.
+            let here = self.gather(cx, client, buffer, buffers);
+            if ready!(self.poll_send(cx, buffer, link, buffers)).is_err() {
                 // Its answer may be on the way: "413" and a closed connection is legitimate (RFC 9112 section 9.5).
                 self.is_broken = true;
                 continue;
@@ -178,42 +180,64 @@ impl Upload {
             if self.ended {
                 return Poll::Ready(Ok(()));
             }
+            ready!(here)?;
+        }
+    }
+
+    /// Reads and decodes until there is enough to send, the body ends, or the client has sent no more, which is pending.
+    fn gather(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut Stream,
+        buffer: &mut Buffer,
+        buffers: &Buffers,
+    ) -> Poll<Result<(), Broken>> {
+        loop {
+            self.decode(buffer, buffers)?;
+            let is_enough = match self.direct {
+                0 => self.pending.len() >= WITH_HEAD,
+                _ => !buffer.has_room(),
+            };
+            if self.ended || is_enough {
+                return Poll::Ready(Ok(()));
+            }
             if self.is_gated {
                 return Poll::Pending;
             }
-            match self.decoder.next(buffer.unread()).map_err(|_| Broken::Client(Reason::Chunk))? {
-                Piece::Data { skip, len } => {
-                    self.is_streamed = true;
+            match ready!(buffer.poll_fill(cx, client, Size::Body, buffers)) {
+                Ok(n) if n > 0 => {}
+                _ => return Poll::Ready(Err(Broken::Client(Reason::ClientAbort))),
+            }
+        }
+    }
+
+    /// Marks what was read to go out as it is, or writes it anew as chunks.
+    fn decode(&mut self, buffer: &mut Buffer, buffers: &Buffers) -> Result<(), Broken> {
+        while !self.ended && self.pending.len() < WITH_HEAD {
+            let new = buffer.unread().get(self.direct..).unwrap_or_default();
+            match self.decoder.next(new).map_err(|_| Broken::Client(Reason::Chunk))? {
+                Piece::Data { skip, len } if self.framing == Framing::Chunked => {
                     self.bytes += len as u64;
-                    if self.framing == Framing::Chunked {
-                        let data = buffer.unread().get(skip..skip + len).unwrap_or_default();
-                        body::encode(self.framing, data, &mut self.pending);
-                        buffer.consume(skip + len, buffers);
-                    } else {
-                        self.direct = len;
-                        self.ended = self.decoder.is_done();
-                    }
+                    body::encode(self.framing, new.get(skip..skip + len).unwrap_or_default(), &mut self.pending);
+                    buffer.consume(skip + len, buffers);
+                }
+                Piece::Data { len, .. } => {
+                    self.bytes += len as u64;
+                    self.direct += len;
+                    self.ended = self.decoder.is_done();
                 }
                 Piece::End(n) => {
                     buffer.consume(n, buffers);
                     body::encode_end(self.framing, self.decoder.trailers(), &mut self.pending);
-                    self.is_streamed = true;
                     self.ended = true;
                 }
                 Piece::More(n) => {
                     buffer.consume(n, buffers);
-                    // What was gathered must not wait for the client's next bytes.
-                    if ready!(self.poll_send(cx, buffer, link, buffers)).is_err() {
-                        self.is_broken = true;
-                        continue;
-                    }
-                    match ready!(buffer.poll_fill(cx, client, Size::Body, buffers)) {
-                        Ok(n) if n > 0 => {}
-                        _ => return Poll::Ready(Err(Broken::Client(Reason::ClientAbort))),
-                    }
+                    return Ok(());
                 }
             }
         }
+        Ok(())
     }
 
     fn poll_send(
@@ -223,20 +247,31 @@ impl Upload {
         link: &mut Link,
         buffers: &Buffers,
     ) -> Poll<std::io::Result<()>> {
-        while let Some(rest) = self.first.get(self.first_sent..).filter(|r| !r.is_empty()) {
-            self.first_sent += ready!(Pin::new(&mut link.io).poll_write(cx, rest))?;
-        }
-        while let Some(rest) = self.pending.get(self.pending_sent..).filter(|r| !r.is_empty()) {
-            self.pending_sent += ready!(Pin::new(&mut link.io).poll_write(cx, rest))?;
+        loop {
+            let first = self.first.get(self.first_sent..).unwrap_or_default();
+            // A body is one or the other: as it came, or in chunks.
+            let body = match self.direct {
+                0 => self.pending.get(self.pending_sent..).unwrap_or_default(),
+                direct => buffer.unread().get(..direct).unwrap_or_default(),
+            };
+            let sent = ready!(match (first, body) {
+                ([], []) => break,
+                ([], bytes) | (bytes, []) => Pin::new(&mut link.io).poll_write(cx, bytes),
+                _ => Pin::new(&mut link.io).poll_write_vectored(cx, &[IoSlice::new(first), IoSlice::new(body)]),
+            })?;
+            let of_first = sent.min(first.len());
+            self.first_sent += of_first;
+            let of_body = sent - of_first;
+            self.is_streamed |= of_body > 0;
+            if self.direct > 0 {
+                self.direct -= of_body;
+                buffer.consume(of_body, buffers);
+            } else {
+                self.pending_sent += of_body;
+            }
         }
         self.pending.clear();
         self.pending_sent = 0;
-        while self.direct > 0 {
-            let rest = buffer.unread().get(..self.direct).unwrap_or_default();
-            let n = ready!(Pin::new(&mut link.io).poll_write(cx, rest))?;
-            self.direct -= n;
-            buffer.consume(n, buffers);
-        }
         Poll::Ready(Ok(()))
     }
 

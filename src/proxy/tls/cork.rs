@@ -1,4 +1,5 @@
-//! A stream that can hold small writes back, so that several of them leave as one: a system call and a packet less each.
+//! What a TLS session writes to and reads from: a stream that can hold small writes back, so that several of them leave as
+//! one (a system call and a packet less each), and reads ahead where much comes.
 //!
 //! What is held goes out with the next write that is not held, and with a flush. While writes are held it also goes out
 //! when a read has to wait: whoever waits for the other side has said everything. Later it does not: a TLS session that
@@ -10,6 +11,8 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::read_ahead::ReadAhead;
+
 /// Larger writes are not worth a copy.
 const MOST: usize = 4 * 1024;
 
@@ -17,6 +20,7 @@ const MOST: usize = 4 * 1024;
 #[derive(Debug)]
 pub struct Corked<S> {
     inner: S,
+    ahead: ReadAhead,
     /// Allocated only while there is something in it.
     held: Vec<u8>,
     is_holding: bool,
@@ -25,7 +29,7 @@ pub struct Corked<S> {
 impl<S> Corked<S> {
     /// Holds nothing yet.
     pub fn new(inner: S) -> Self {
-        Self { inner, held: Vec::new(), is_holding: false }
+        Self { inner, ahead: ReadAhead::default(), held: Vec::new(), is_holding: false }
     }
 
     /// From now on small writes are held; flushes do nothing.
@@ -61,11 +65,12 @@ impl<S: AsyncWrite + Unpin> Corked<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Corked<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let read = Pin::new(&mut self.inner).poll_read(cx, buf);
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let read = this.ahead.poll_read(&mut this.inner, cx, buf);
         if read.is_pending()
-            && self.is_holding
-            && let Poll::Ready(Err(error)) = self.poll_drain(cx)
+            && this.is_holding
+            && let Poll::Ready(Err(error)) = this.poll_drain(cx)
         {
             return Poll::Ready(Err(error));
         }
