@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -178,8 +179,20 @@ fn admit(worker: &Rc<Worker>, door: &Arc<Door>, tls: &SharedTls, tcp: TcpStream,
     };
     let arrival =
         Arrival { worker: worker.clone(), listener: listener.clone(), tls: tls.borrow().clone(), peer, tcp, permit };
-    tokio::task::spawn_local(arrival.serve());
+    // Boxed one after the other, so that an open connection holds only the stage it is in; the first before the task, which
+    // would keep room for all that goes into it.
+    let prepared = Box::pin(arrival.prepare());
+    tokio::task::spawn_local(async move {
+        match prepared.await {
+            Ok((serving, _permit)) => serving.await,
+            Err(Reason::ClientAbort) => {}
+            Err(reason) => metrics::rejected(reason),
+        }
+    });
 }
+
+/// A connection that carries requests.
+type Serving = Pin<Box<dyn Future<Output = ()>>>;
 
 /// A connection that was just accepted.
 struct Arrival {
@@ -191,37 +204,8 @@ struct Arrival {
     permit: Permit,
 }
 
-/// A connection that can carry requests.
-struct Prepared {
-    stream: Stream,
-    /// Read already, behind a PROXY header.
-    early: Vec<u8>,
-    connection: Connection,
-    is_http2: bool,
-}
-
 impl Arrival {
-    async fn serve(self) {
-        let worker = self.worker.clone();
-        // Boxed one after the other, so that an open connection holds only the stage it is in.
-        let (prepared, _permit) = match Box::pin(self.prepare()).await {
-            Ok(prepared) => prepared,
-            Err(reason) => {
-                if reason != Reason::ClientAbort {
-                    metrics::rejected(reason);
-                }
-                return;
-            }
-        };
-        let Prepared { stream, early, connection, is_http2 } = prepared;
-        if is_http2 {
-            Box::pin(http2::serve(worker, stream, connection)).await;
-        } else {
-            Box::pin(http1::serve::serve(worker, stream, Buffer::from(early), connection)).await;
-        }
-    }
-
-    async fn prepare(mut self) -> Result<(Prepared, Permit), Reason> {
+    async fn prepare(mut self) -> Result<(Serving, Permit), Reason> {
         let config = &self.listener.config;
         let (client, early) = match &config.proxy_protocol {
             None => (self.peer.ip(), Vec::new()),
@@ -243,8 +227,8 @@ impl Arrival {
             seat: self.worker.registry.seat(),
         };
         let Some(tls) = self.tls else {
-            let prepared = Prepared { stream: Stream::Plain(self.tcp), early, connection, is_http2: false };
-            return Ok((prepared, self.permit));
+            let stream = Stream::Plain(self.tcp);
+            return Ok((http1::serve::serve(self.worker, stream, Buffer::from(early), connection), self.permit));
         };
         let done = timeout(config.timeouts.tls_handshake, tls.handshake(self.tcp, &early)).await;
         let shaken = match done.map_err(|_| Reason::TlsTimeout)? {
@@ -271,7 +255,11 @@ impl Arrival {
         connection.client_identity = shaken.client_identity().map(Vec::into_boxed_slice);
         connection.certificate = Some(shaken.certificate);
         let stream = Stream::Tls(Box::new(shaken.stream));
-        Ok((Prepared { stream, early: Vec::new(), connection, is_http2 }, self.permit))
+        let serving: Serving = match is_http2 {
+            true => Box::pin(http2::serve(self.worker, stream, connection)),
+            false => http1::serve::serve(self.worker, stream, Buffer::default(), connection),
+        };
+        Ok((serving, self.permit))
     }
 }
 

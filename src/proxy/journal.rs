@@ -23,6 +23,8 @@ use crate::state::snapshot::{Endpoint, Service};
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) started: Instant,
+    /// The client had its answer; by itself when the entry is finished.
+    pub(crate) ended: Option<Instant>,
     pub(crate) status: u16,
     pub(crate) reason: Option<Reason>,
     pub(crate) is_head: bool,
@@ -62,6 +64,7 @@ impl Entry {
     pub(crate) fn new(worker: &Worker, connection: &Connection, protocol: Protocol) -> Self {
         Self {
             started: Instant::now(),
+            ended: None,
             status: 0,
             reason: None,
             is_head: false,
@@ -166,7 +169,7 @@ impl Entry {
 
     /// Counts and logs.
     pub(crate) fn finish(self, worker: &Worker, connection: &Connection) {
-        let duration = self.started.elapsed();
+        let duration = self.ended.unwrap_or_else(Instant::now) - self.started;
         let version = self.served_by.as_ref().and_then(|s| s.service.versions.get(s.version));
         if let Some(reason) = self.reason {
             metrics::rejected(reason);

@@ -337,6 +337,32 @@ fn after_an_early_answer_the_rest_of_a_body_is_not_waited_for_long() {
 }
 
 #[test]
+fn the_rest_of_a_body_that_an_endpoint_did_not_take_is_never_read_as_a_request() {
+    let front = front();
+    front.backend.script(|seen: &Seen| match seen.method().as_str() {
+        // As servers do that drop what they do not read.
+        "POST" => vec![response(seen, "200 OK", "", "early"), Act::Close],
+        _ => ok(seen, "smuggled"),
+    });
+    let rest = "GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n";
+
+    for _ in 0..10 {
+        let mut client = front.client();
+        let length = 4 + 1000 + rest.len();
+        client.send(format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\nsome"));
+        assert_eq!(client.response().text(), "early");
+        let taken = client.try_send(vec![b'x'; 1000]).and_then(|()| client.try_send(rest));
+
+        // Its connection ends, or goes on behind the body.
+        if taken.is_ok() && client.try_send("GET /next HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").is_ok() {
+            client.try_response().ok();
+        }
+    }
+
+    assert!(front.backend.seen().iter().all(|seen| seen.target() != "/smuggled"));
+}
+
+#[test]
 fn a_client_that_goes_away_leaves_no_whole_request_behind() {
     let front = front();
     for (framing, part) in [("content-length: 100", "half"), ("transfer-encoding: chunked", "4\r\nhalf\r\n")] {

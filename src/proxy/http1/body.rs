@@ -42,14 +42,23 @@ pub(crate) struct Decoder {
 enum State {
     Length(u64),
     Close,
-    Size { value: u64, digits: u8 },
-    Extension { value: u64 },
-    SizeLf { value: u64 },
+    Size {
+        value: u64,
+        digits: u8,
+    },
+    Extension {
+        value: u64,
+    },
+    SizeLf {
+        value: u64,
+    },
     Data(u64),
     DataCr,
     DataLf,
     Trailer,
     Done,
+    /// It was malformed, and stays so however often it is asked for.
+    Bad,
 }
 
 /// What the next bytes are.
@@ -99,10 +108,19 @@ impl Decoder {
 
     /// Looks at the unread bytes. A `Data` answer counts as read: the caller consumes skip + len.
     pub(crate) fn next(&mut self, bytes: &[u8]) -> Result<Piece, BadChunk> {
+        let piece = self.piece(bytes);
+        if piece.is_err() {
+            self.state = State::Bad;
+        }
+        piece
+    }
+
+    fn piece(&mut self, bytes: &[u8]) -> Result<Piece, BadChunk> {
         let mut at = 0;
         loop {
             match self.state {
                 State::Done => return Ok(Piece::End(at)),
+                State::Bad => return Err(BadChunk),
                 State::Length(left) | State::Data(left) => {
                     let here = bytes.len() - at;
                     if here == 0 {
@@ -305,6 +323,17 @@ mod tests {
         ] {
             assert_eq!(decode(Framing::Chunked, wire.as_bytes(), 1), Err(BadChunk), "{wire:?}");
         }
+    }
+
+    #[test]
+    fn what_was_malformed_once_stays_so() {
+        let mut decoder = Decoder::new(Framing::Chunked);
+        let wire = b"\n5\rXab\r\n0\r\n\r\n";
+        assert_eq!(decoder.next(b"1\r\na\r"), Ok(Piece::Data { skip: 3, len: 1 }));
+        assert_eq!(decoder.next(b"\r"), Ok(Piece::More(1)));
+        assert_eq!(decoder.next(wire), Err(BadChunk));
+
+        assert_eq!(decoder.next(wire), Err(BadChunk));
     }
 
     #[test]

@@ -255,15 +255,20 @@ pub(crate) async fn relay(
     .await
 }
 
-/// Sends the little that is left of a request whose answer came early ([`Upload::may_end_late`]), if it comes soon.
-pub(crate) async fn end_late(client: &mut ClientSide, link: &mut Link, upload: &mut Upload, buffers: &Buffers) {
+/// Sends the little that is left of a request whose answer came early ([`Upload::may_end_late`]), if it comes soon. True
+/// when all of it is with the kernel.
+pub(crate) async fn end_late(client: &mut ClientSide, link: &mut Link, upload: &mut Upload, buffers: &Buffers) -> bool {
     let ClientSide { stream, buffer, dog } = client;
     dog.set(Instant::now() + LINGER);
-    poll_fn(|cx| match upload.poll(cx, stream, buffer, link, buffers) {
-        Poll::Ready(_) => Poll::Ready(()),
-        Poll::Pending => dog.poll(cx),
+    poll_fn(|cx| {
+        // Nobody waits for an answer of this endpoint, which would flush it.
+        let sent = match upload.poll(cx, stream, buffer, link, buffers) {
+            Poll::Ready(Ok(())) if upload.is_done() => Pin::new(&mut link.io).poll_flush(cx).map(|done| done.is_ok()),
+            sent => sent.map(|_| false),
+        };
+        if sent.is_pending() { dog.poll(cx).map(|()| false) } else { sent }
     })
-    .await;
+    .await
 }
 
 /// Writes all of `bytes` to the client within the write deadline.

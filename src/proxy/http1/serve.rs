@@ -32,14 +32,22 @@ use crate::proxy::watchdog::Watchdog;
 use crate::proxy::worker::Worker;
 use crate::reason::Reason;
 
-/// Serves a connection to its end.
-pub(crate) async fn serve(worker: Rc<Worker>, stream: Stream, early: Buffer, connection: Connection) {
+/// Serves a connection to its end. Small while it waits for a request: a block rather than an async function, which would
+/// hold its arguments twice, and what a request needs is in a box of its own.
+pub(crate) fn serve(
+    worker: Rc<Worker>,
+    stream: Stream,
+    early: Buffer,
+    connection: Connection,
+) -> Pin<Box<dyn Future<Output = ()>>> {
     let timeouts = connection.listener.config.timeouts;
     let dog = Watchdog::new(Instant::now() + timeouts.first_byte);
     let mut session = Session { client: ClientSide { stream, buffer: early, dog }, worker, connection, served: 0 };
-    while let After::Next = session.request().await {
-        session.served += 1;
-    }
+    Box::pin(async move {
+        while let After::Next = session.request().await {
+            session.served += 1;
+        }
+    })
 }
 
 /// What comes after a request.
@@ -48,6 +56,9 @@ enum After {
     Next,
     End,
 }
+
+/// The rest of a request, in a box: a connection that waits for its next one is to be small.
+type Step<'s> = Pin<Box<dyn Future<Output = After> + 's>>;
 
 struct Session {
     client: ClientSide,
@@ -71,17 +82,23 @@ struct ClientHead {
 
 impl Session {
     async fn request(&mut self) -> After {
-        let length = match self.await_head().await {
-            Ok(Some(length)) => length,
-            Ok(None) => return self.close().await,
-            Err(Reason::FirstByteTimeout) if self.client.buffer.is_empty() => return self.close().await,
+        let step = match self.await_head().await {
+            Ok(Some(length)) => self.begin(length),
+            Ok(None) => Box::pin(self.close()),
+            Err(Reason::FirstByteTimeout) if self.client.buffer.is_empty() => Box::pin(self.close()),
             // Reset, or closed without a TLS close_notify, as most clients do: nobody is there to read one of ours.
             Err(Reason::ClientAbort) if self.client.buffer.is_empty() => return self.abort(),
             Err(reason) => {
                 let entry = Entry::new(&self.worker, &self.connection, Protocol::Http11);
-                return self.refuse(entry, reason, true).await;
+                self.refuse(entry, reason, true)
             }
         };
+        step.await
+    }
+
+    /// Decides on a request whose head is here; what is to be done then. Not an async function: what it holds on the way
+    /// would be room in every idle connection.
+    fn begin(&mut self, length: usize) -> Step<'_> {
         let mut entry = Entry::new(&self.worker, &self.connection, Protocol::Http11);
         let mut out = self.worker.buffers.scratch();
         let limits = self.connection.listener.config.limits;
@@ -107,18 +124,17 @@ impl Session {
                 entry.raw_head(head);
                 self.client.buffer.consume(length, &self.worker.buffers);
                 self.worker.buffers.recycle(out);
-                return Box::pin(self.answer_instead(entry, instead, !bodyless)).await;
+                return Box::pin(self.answer_instead(entry, instead, !bodyless));
             }
             Err(reason) => {
                 entry.raw_head(head);
                 self.worker.buffers.recycle(out);
-                return self.refuse(entry, reason, true).await;
+                return self.refuse(entry, reason, true);
             }
         };
         self.client.buffer.consume(length, &self.worker.buffers);
         entry.planned(&plan);
-        // Boxed, as a connection that waits for its next request is to be small.
-        Box::pin(self.exchange(entry, plan, out)).await
+        Box::pin(self.exchange(entry, plan, out))
     }
 
     /// Waits for a complete head; its length, or `None` when the connection is to be closed without another word.
@@ -180,22 +196,25 @@ impl Session {
         .await
     }
 
-    async fn exchange(&mut self, mut entry: Entry, plan: Plan, head: Vec<u8>) -> After {
-        let mut upload = Upload::new(head, plan.framing, plan.expects_continue);
-        if let Err(reason) = upload.absorb(&mut self.client.buffer, &self.worker.buffers) {
+    #[expect(clippy::manual_async_fn, reason = "an async function would hold the plan and the entry twice")]
+    fn exchange(&mut self, mut entry: Entry, plan: Plan, head: Vec<u8>) -> impl Future<Output = After> {
+        async move {
+            let mut upload = Upload::new(head, plan.framing, plan.expects_continue);
+            if let Err(reason) = upload.absorb(&mut self.client.buffer, &self.worker.buffers) {
+                entry.head(upload.head(), &plan.spans);
+                return self.refuse(entry, reason, true).await;
+            }
+            let answer = self.answer(&mut entry, &plan, &mut upload).await;
             entry.head(upload.head(), &plan.spans);
-            return self.refuse(entry, reason, true).await;
-        }
-        let answer = self.answer(&mut entry, &plan, &mut upload).await;
-        entry.head(upload.head(), &plan.spans);
-        entry.bytes_in = upload.bytes;
-        match answer {
-            Ok(answer) if answer.head.of.status == 101 => Box::pin(self.upgrade(entry, answer, upload)).await,
-            Ok(answer) => self.relay(entry, &plan, answer, upload).await,
-            Err(Broken::Client(reason) | Broken::Endpoint(reason)) => {
-                let closes = plan.closes || !upload.is_read();
-                self.worker.buffers.recycle(upload.into_head());
-                self.refuse(entry, reason, closes).await
+            entry.bytes_in = upload.bytes;
+            match answer {
+                Ok(answer) if answer.head.of.status == 101 => Box::pin(self.upgrade(entry, answer, upload)).await,
+                Ok(answer) => self.relay(entry, &plan, answer, upload).await,
+                Err(Broken::Client(reason) | Broken::Endpoint(reason)) => {
+                    let closes = plan.closes || !upload.is_read();
+                    self.worker.buffers.recycle(upload.into_head());
+                    self.refuse(entry, reason, closes).await
+                }
             }
         }
     }
@@ -311,13 +330,16 @@ impl Session {
         let relayed =
             exchange::relay(&mut self.client, &mut link, &mut upload, &mut download, deadlines, &self.worker.buffers)
                 .await;
-        if relayed.is_ok() && !closes && !upload.is_done() {
-            exchange::end_late(&mut self.client, &mut link, &mut upload, &self.worker.buffers).await;
+        let ended = Instant::now();
+        entry.ended = relayed.is_ok().then_some(ended);
+        let mut is_sent = upload.is_done();
+        if relayed.is_ok() && !closes && !is_sent {
+            is_sent = exchange::end_late(&mut self.client, &mut link, &mut upload, &self.worker.buffers).await;
         }
         entry.status = head.status;
         entry.bytes_in = upload.bytes;
         entry.bytes_out = download.bytes;
-        let is_clean = upload.is_done() && head.keeps_alive && link.buffer.is_empty();
+        let is_clean = is_sent && head.keeps_alive && link.buffer.is_empty();
         let has_begun = download.has_begun;
         self.worker.buffers.recycle(download.into_scratch());
         let is_read = upload.is_read();
@@ -325,7 +347,7 @@ impl Session {
         match relayed {
             Ok(()) => {
                 if is_clean {
-                    self.worker.pool.checkin(link, self.worker.now_millis());
+                    self.worker.pool.checkin(link, self.worker.millis(ended));
                 } else {
                     upstream::discard(link, &self.worker.buffers);
                 }
@@ -387,7 +409,7 @@ impl Session {
     }
 
     /// Answers with a reason of perch's own. Boxed, as it is rare.
-    fn refuse(&mut self, entry: Entry, reason: Reason, closes: bool) -> Pin<Box<dyn Future<Output = After> + '_>> {
+    fn refuse(&mut self, entry: Entry, reason: Reason, closes: bool) -> Step<'_> {
         Box::pin(self.refuse_now(entry, reason, closes))
     }
 

@@ -97,9 +97,9 @@ impl Upload {
         self.ended && self.first_sent == self.first.len() && self.pending_sent == self.pending.len() && self.direct == 0
     }
 
-    /// Nothing of the body is left in the client's connection.
+    /// Nothing of the body is left in the client's connection: what is read there next is the next request.
     pub(crate) fn is_read(&self) -> bool {
-        self.ended
+        self.ended && self.direct == 0
     }
 
     /// So little is left of it that its connection is worth waiting for the end after an early answer: to close it in
@@ -170,8 +170,10 @@ impl Upload {
             if self.is_broken {
                 return Poll::Ready(Ok(()));
             }
-            // All that is here goes out together: a write for each piece would make few bytes of a client expensive.
-            let here = self.gather(cx, client, buffer, buffers);
+            // All that is here goes out together: a write for each piece would make few bytes of a client expensive. But what
+            // an endpoint has not taken waits for it alone: a client that drips must not look like progress.
+            let is_blocked = self.direct > 0 || !self.pending.is_empty();
+            let here = if is_blocked { Poll::Ready(Ok(())) } else { self.gather(cx, client, buffer, buffers) };
             if ready!(self.poll_send(cx, buffer, link, buffers)).is_err() {
                 // Its answer may be on the way: "413" and a closed connection is legitimate (RFC 9112 section 9.5).
                 self.is_broken = true;
@@ -279,5 +281,30 @@ impl Upload {
     fn waits_for_client(&self) -> bool {
         let is_sent = self.first_sent == self.first.len() && self.pending.is_empty() && self.direct == 0;
         is_sent && !self.ended && !self.is_gated && !self.is_broken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_still_to_be_sent_of_a_body_is_not_the_next_request() {
+        let (mut upload, buffers) = (Upload::new(b"POST".to_vec(), Framing::Length(4), false), Buffers::default());
+        let mut buffer = Buffer::from(b"bodyGET /".to_vec());
+
+        upload.decode(&mut buffer, &buffers).unwrap();
+
+        assert_eq!((upload.ended, upload.direct, upload.is_read()), (true, 4, false));
+    }
+
+    #[test]
+    fn only_little_that_is_left_may_end_late() {
+        let left = |length| Upload::new(Vec::new(), Framing::Length(length), false).may_end_late();
+
+        assert!(left(LINGER_BYTES as u64));
+        assert!(!left(LINGER_BYTES as u64 + 1));
+        assert!(!Upload::new(Vec::new(), Framing::Chunked, false).may_end_late(), "nobody knows how much");
+        assert!(!Upload::new(Vec::new(), Framing::Length(4), true).may_end_late(), "it was not asked for");
     }
 }

@@ -12,14 +12,19 @@ use tokio_util::io::poll_read_buf;
 /// Bytes of one large read: four records of 8 KiB, or two of the largest (RFC 8446 section 5.1).
 const LARGE: usize = 33 * 1024;
 
-/// What was read and not yet asked for.
+/// What was read and not yet asked for. Small: every connection has one.
 #[derive(Debug, Default)]
 pub(super) struct ReadAhead {
-    /// Allocated only while there is something in it.
-    data: Vec<u8>,
-    start: usize,
+    /// Only while there is something in it.
+    here: Option<Box<Bytes>>,
     /// The last read was filled: there is probably more.
     was_filled: bool,
+}
+
+#[derive(Debug)]
+struct Bytes {
+    data: Vec<u8>,
+    start: usize,
 }
 
 impl ReadAhead {
@@ -30,24 +35,26 @@ impl ReadAhead {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.data.is_empty() && self.was_filled {
+        if self.here.is_none() {
+            if !self.was_filled {
+                let room = buf.remaining();
+                ready!(Pin::new(inner).poll_read(cx, buf))?;
+                self.was_filled = room > 0 && buf.remaining() == 0;
+                return Poll::Ready(Ok(()));
+            }
             let mut data = Vec::with_capacity(LARGE);
             let read = ready!(poll_read_buf(Pin::new(inner), cx, &mut data))?;
             self.was_filled = read == LARGE;
-            self.data = data;
-        } else if self.data.is_empty() {
-            let room = buf.remaining();
-            ready!(Pin::new(inner).poll_read(cx, buf))?;
-            self.was_filled = room > 0 && buf.remaining() == 0;
-            return Poll::Ready(Ok(()));
+            self.here = (read > 0).then(|| Box::new(Bytes { data, start: 0 }));
         }
-        let ahead = self.data.get(self.start..).unwrap_or_default();
-        let taken = ahead.len().min(buf.remaining());
-        buf.put_slice(ahead.get(..taken).unwrap_or_default());
-        self.start += taken;
-        if self.start == self.data.len() {
-            self.data = Vec::new();
-            self.start = 0;
+        if let Some(Bytes { data, start }) = self.here.as_deref_mut() {
+            let ahead = data.get(*start..).unwrap_or_default();
+            let taken = ahead.len().min(buf.remaining());
+            buf.put_slice(ahead.get(..taken).unwrap_or_default());
+            *start += taken;
+            if *start == data.len() {
+                self.here = None;
+            }
         }
         Poll::Ready(Ok(()))
     }
@@ -97,7 +104,7 @@ mod tests {
         let (got, reads, ahead) = read(&bytes(4095), false, 4095).await;
 
         assert_eq!((got, reads), (bytes(4095), 1));
-        assert_eq!((ahead.data.capacity(), ahead.was_filled), (0, false));
+        assert_eq!((ahead.here.is_none(), ahead.was_filled), (true, false));
     }
 
     #[tokio::test]
@@ -106,7 +113,7 @@ mod tests {
 
         assert_eq!(got, bytes(100_000));
         // 4 KiB, 33 KiB twice, the rest, the end.
-        assert_eq!((reads, ahead.data.capacity()), (5, 0));
+        assert_eq!((reads, ahead.here.is_none()), (5, true));
     }
 
     #[tokio::test]
