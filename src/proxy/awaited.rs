@@ -90,6 +90,8 @@ pub(crate) trait Upward {
 pub(crate) struct Progress {
     /// Of the body, so far.
     pub(crate) bytes: u64,
+    /// Of those, what the endpoint has not taken yet.
+    pub(crate) unsent: usize,
     /// All is read and sent, or the endpoint reads no more: there is nothing left to poll.
     pub(crate) is_done: bool,
     /// All that the client sent has gone out, and there is more to come.
@@ -110,6 +112,12 @@ const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 pub(crate) struct HeadWait {
     /// Bytes searched without finding its end.
     seen: usize,
+    pub(crate) pace: Pace,
+}
+
+/// How a request moves.
+#[derive(Debug, Default)]
+pub(crate) struct Pace {
     /// When the deadline was last set.
     moved: Option<Progress>,
     /// Since when the client is waited for, and for how long it was before. What the endpoint takes does not count.
@@ -153,7 +161,9 @@ impl HeadWait {
             }
         }
     }
+}
 
+impl Pace {
     /// The deadline, if something has moved since it was last asked for.
     pub(crate) fn rearm(&mut self, now: Progress, deadlines: &Deadlines) -> Option<Instant> {
         if self.moved.replace(now) == Some(now) {

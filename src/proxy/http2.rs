@@ -432,7 +432,7 @@ impl Exchange<'_> {
                 return Poll::Ready(head);
             }
             let now = upload.progress();
-            if let Some(deadline) = wait.rearm(now, &deadlines) {
+            if let Some(deadline) = wait.pace.rearm(now, &deadlines) {
                 match &mut dog {
                     Some(dog) => dog.set(deadline),
                     none => *none = Some(kennel.take(deadline)),

@@ -185,7 +185,7 @@ impl Entry {
         }
         let words = self.words.unwrap_or_default();
         let line = Line {
-            time: SystemTime::now().checked_sub(duration).unwrap_or(SystemTime::UNIX_EPOCH),
+            time: SystemTime::now().checked_sub(self.started.elapsed()).unwrap_or(SystemTime::UNIX_EPOCH),
             listener: &connection.listener.config.name,
             peer: connection.peer,
             client: self.client,

@@ -64,6 +64,12 @@ impl Wire {
         }
     }
 
+    /// Whether all that was written is with the kernel, as far as that takes no waiting.
+    pub(crate) fn is_flushed(&mut self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        matches!(Pin::new(self).poll_flush(&mut cx), Poll::Ready(Ok(())))
+    }
+
     /// What its TLS was made with.
     pub(crate) fn settings(&self) -> Option<Settings> {
         match self {

@@ -71,6 +71,27 @@ async fn requests_of_both_protocols_share_one_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_of_a_request_reaches_an_endpoint_that_has_answered_already() {
+    let got = Arc::new(AtomicUsize::new(0));
+    let seen = got.clone();
+    let backend = H2Backend::start(move |mut asked| {
+        let seen = seen.clone();
+        async move {
+            asked.respond.send_response(Response::new(()), true).unwrap();
+            let (body, _) = read(&mut asked.body).await.unwrap();
+            seen.store(body.len(), Ordering::Relaxed);
+        }
+    });
+    let perch = perch(backend.address, "protocol: h2c");
+
+    // More than the stream's first window.
+    let answer = http1(&perch).request("POST / HTTP/1.1\r\nhost: a", &[b'x'; 67_400]);
+
+    assert_eq!(answer.status, 200);
+    eventually(PATIENCE, || got.load(Ordering::Relaxed) == 67_400);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_requests_are_under_way_at_once_on_one_connection() {
     let barrier = Arc::new(Barrier::new(50));
     let backend = H2Backend::start(move |asked| {

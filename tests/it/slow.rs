@@ -101,6 +101,39 @@ fn a_body_slower_than_the_least_rate_is_given_up() {
 }
 
 #[test]
+fn a_body_that_stops_behind_an_answer_that_has_begun_is_the_clients_fault() {
+    let front = front_with("timeouts: {body: 500ms}", "timeouts: {body: 1h}");
+    front.backend.script(|_| vec![Act::Send(HALF.to_vec()), Act::Stall]);
+    let mut client = front.client();
+
+    client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\nsome");
+    assert_eq!(client.try_response_head().unwrap().status, 200);
+
+    front.logged("body-timeout");
+    eventually(PATIENCE, || front.backend.open_connections() == 0);
+}
+
+#[test]
+fn a_body_behind_an_answer_that_has_begun_has_the_least_rate_too() {
+    let front = front_with("limits: {bodyRate: 1000000}", "timeouts: {body: 1h}");
+    front.backend.script(|_| vec![Act::Send(HALF.to_vec()), Act::Stall]);
+    let mut client = front.client();
+    let start = Instant::now();
+
+    client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\n");
+    while start.elapsed() < Duration::from_secs(20) && client.try_send("x").is_ok() {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+
+    let took = start.elapsed();
+    front.logged("body-timeout");
+    assert!((5..20).contains(&took.as_secs()), "{took:?}");
+}
+
+/// An answer whose rest does not come.
+const HALF: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf";
+
+#[test]
 fn a_client_that_never_reads_is_given_up() {
     let front = front_with("timeouts: {write: 500ms}", "");
     front.backend.script(|_| {

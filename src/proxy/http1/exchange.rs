@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::body::{self, Decoder, Framing, Piece};
 use super::upload::{Upload, Upwards};
-use crate::proxy::awaited::{Broken, Deadlines, HeadWait, Upward};
+use crate::proxy::awaited::{Broken, Deadlines, HeadWait, Pace, Upward};
 use crate::proxy::buffer::{Buffer, Buffers, Size};
 use crate::proxy::linger::LINGER;
 use crate::proxy::stream::Stream;
@@ -61,7 +61,7 @@ pub(crate) async fn await_head(
             return Poll::Ready(head.map(Waited::Head));
         }
         let now = upload.progress();
-        if let Some(deadline) = wait.rearm(now, &deadlines) {
+        if let Some(deadline) = wait.pace.rearm(now, &deadlines) {
             dog.set(deadline);
         }
         dog.poll(cx).map(|()| if now.is_gated { Ok(Waited::NoContinue) } else { Err(now.late()) })
@@ -217,6 +217,28 @@ impl Download {
     fn progress(&self) -> (u64, usize, usize) {
         (self.bytes, self.sent, self.direct)
     }
+
+    /// Who has to move next.
+    fn turn(&self, upload: &Upload) -> Turn {
+        // Also when the endpoint has said all and TLS still holds the last of it.
+        if self.ended || self.sent < self.out.len() || self.direct > 0 {
+            Turn::Reader
+        } else if upload.progress().waits_for_client {
+            Turn::Writer
+        } else {
+            Turn::Endpoint
+        }
+    }
+}
+
+/// Whose silence it is when nothing moves between the head of a response and its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    /// The client takes nothing.
+    Reader,
+    /// The client sends no more of its body, and the endpoint may well wait for that.
+    Writer,
+    Endpoint,
 }
 
 /// Relays a response while the rest of the request may still go up.
@@ -229,7 +251,7 @@ pub(crate) async fn relay(
     buffers: &Buffers,
 ) -> Result<(), Broken> {
     let ClientSide { stream, buffer, dog } = client;
-    let mut progress = None;
+    let (mut pace, mut downward) = (Pace::default(), None);
     poll_fn(|cx| {
         if let Poll::Ready(done) = download.poll(cx, stream, link, buffers) {
             return Poll::Ready(done);
@@ -239,34 +261,49 @@ pub(crate) async fn relay(
         {
             return Poll::Ready(Err(broken));
         }
-        // Also when the endpoint has said all and TLS still holds the last of it.
-        let waits_for_client = download.ended || download.sent < download.out.len() || download.direct > 0;
-        let now = (download.progress(), upload.bytes);
-        if progress != Some(now) {
-            progress = Some(now);
-            dog.set(Instant::now() + if waits_for_client { deadlines.write } else { deadlines.response_body });
+        let turn = download.turn(upload);
+        let moved = downward.replace((download.progress(), turn)) != Some((download.progress(), turn));
+        let upward = if upload.is_done() { None } else { pace.rearm(upload.progress(), &deadlines) };
+        match (turn, upward) {
+            // What goes up is no reason to wait longer for a client that takes nothing, and a client that drips is none to
+            // wait longer for its body.
+            (Turn::Reader, _) if moved => dog.set(Instant::now() + deadlines.write),
+            (Turn::Writer, Some(deadline)) => dog.set(deadline),
+            (Turn::Writer, None) if moved => dog.set(Instant::now() + deadlines.request_body),
+            (Turn::Endpoint, upward) if moved || upward.is_some() => dog.set(Instant::now() + deadlines.response_body),
+            _ => {}
         }
-        match dog.poll(cx) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(()) if waits_for_client => Poll::Ready(Err(Broken::Client(Reason::WriteTimeout))),
-            Poll::Ready(()) => Poll::Ready(Err(Broken::Endpoint(Reason::UpstreamStalled))),
-        }
+        dog.poll(cx).map(|()| match turn {
+            Turn::Reader => Err(Broken::Client(Reason::WriteTimeout)),
+            Turn::Writer => Err(Broken::Client(Reason::BodyTimeout)),
+            Turn::Endpoint => Err(Broken::Endpoint(Reason::UpstreamStalled)),
+        })
     })
     .await
 }
 
-/// Sends the little that is left of a request whose answer came early ([`Upload::may_end_late`]), if it comes soon. True
-/// when all of it is with the kernel.
-pub(crate) async fn end_late(client: &mut ClientSide, link: &mut Link, upload: &mut Upload, buffers: &Buffers) -> bool {
+/// Sees a request to its end whose answer is through: what is left of it, if it comes soon ([`Upload::may_end_late`]), and
+/// what the endpoint's connection still holds, which no wait for an answer will flush. True when all is with the kernel.
+pub(crate) async fn end(client: &mut ClientSide, link: &mut Link, upload: &mut Upload, buffers: &Buffers) -> bool {
     let ClientSide { stream, buffer, dog } = client;
-    dog.set(Instant::now() + LINGER);
+    let mut is_late = false;
     poll_fn(|cx| {
-        // Nobody waits for an answer of this endpoint, which would flush it.
-        let sent = match upload.poll(cx, stream, buffer, link, buffers) {
-            Poll::Ready(Ok(())) if upload.is_done() => Pin::new(&mut link.io).poll_flush(cx).map(|done| done.is_ok()),
-            sent => sent.map(|_| false),
-        };
-        if sent.is_pending() { dog.poll(cx).map(|()| false) } else { sent }
+        if !upload.is_done() {
+            match upload.poll(cx, stream, buffer, link, buffers) {
+                Poll::Ready(Ok(())) if upload.is_done() => {}
+                Poll::Ready(_) => return Poll::Ready(false),
+                Poll::Pending => {}
+            }
+        }
+        if upload.is_done()
+            && let Poll::Ready(flushed) = Pin::new(&mut link.io).poll_flush(cx)
+        {
+            return Poll::Ready(flushed.is_ok());
+        }
+        if !std::mem::replace(&mut is_late, true) {
+            dog.set(Instant::now() + LINGER);
+        }
+        dog.poll(cx).map(|()| false)
     })
     .await
 }

@@ -332,10 +332,8 @@ impl Session {
                 .await;
         let ended = Instant::now();
         entry.ended = relayed.is_ok().then_some(ended);
-        let mut is_sent = upload.is_done();
-        if relayed.is_ok() && !closes && !is_sent {
-            is_sent = exchange::end_late(&mut self.client, &mut link, &mut upload, &self.worker.buffers).await;
-        }
+        let may_end = relayed.is_ok() && (upload.is_done() || !closes);
+        let is_sent = may_end && exchange::end(&mut self.client, &mut link, &mut upload, &self.worker.buffers).await;
         entry.status = head.status;
         entry.bytes_in = upload.bytes;
         entry.bytes_out = download.bytes;

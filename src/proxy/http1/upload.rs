@@ -2,7 +2,7 @@
 //!
 //! Keeps the head (and a small body) until the answer begins, so that it can be sent again where that does no harm.
 
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -32,12 +32,7 @@ impl Upward for Upwards<'_> {
     }
 
     fn progress(&self) -> Progress {
-        Progress {
-            bytes: self.upload.bytes,
-            is_done: self.upload.is_done(),
-            waits_for_client: self.upload.waits_for_client(),
-            is_gated: self.upload.is_gated,
-        }
+        self.upload.progress()
     }
 }
 
@@ -248,7 +243,7 @@ impl Upload {
         buffer: &mut Buffer,
         link: &mut Link,
         buffers: &Buffers,
-    ) -> Poll<std::io::Result<()>> {
+    ) -> Poll<io::Result<()>> {
         loop {
             let first = self.first.get(self.first_sent..).unwrap_or_default();
             // A body is one or the other: as it came, or in chunks.
@@ -261,6 +256,9 @@ impl Upload {
                 ([], bytes) | (bytes, []) => Pin::new(&mut link.io).poll_write(cx, bytes),
                 _ => Pin::new(&mut link.io).poll_write_vectored(cx, &[IoSlice::new(first), IoSlice::new(body)]),
             })?;
+            if sent == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
             let of_first = sent.min(first.len());
             self.first_sent += of_first;
             let of_body = sent - of_first;
@@ -275,6 +273,17 @@ impl Upload {
         self.pending.clear();
         self.pending_sent = 0;
         Poll::Ready(Ok(()))
+    }
+
+    /// Where it stands.
+    pub(super) fn progress(&self) -> Progress {
+        Progress {
+            bytes: self.bytes,
+            unsent: self.direct + self.pending.len() - self.pending_sent,
+            is_done: self.is_done(),
+            waits_for_client: self.waits_for_client(),
+            is_gated: self.is_gated,
+        }
     }
 
     /// Whose turn it is when nothing moves.

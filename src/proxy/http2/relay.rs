@@ -87,11 +87,13 @@ impl Relay {
 
     /// The one way out.
     pub(super) fn end(&mut self, reason: Option<Reason>) {
-        let Some(Live { link, upload, mut entry }) = self.live.take() else { return };
+        let Some(Live { mut link, upload, mut entry }) = self.live.take() else { return };
         let (worker, connection) = (&self.session.worker, &self.session.connection);
         entry.bytes_in = upload.bytes;
         entry.reason = entry.reason.or(reason);
         let is_clean = reason.is_none() && self.keeps_alive && upload.is_complete() && link.buffer.is_empty();
+        // What its connection still holds of an early answer's request would be held until the next one.
+        let is_clean = is_clean && link.io.is_flushed();
         worker.buffers.recycle(upload.into_head());
         if is_clean {
             worker.pool.checkin(link, worker.now_millis());

@@ -162,6 +162,7 @@ impl Upload {
         let is_sent = self.first_sent == self.first.len() && self.pending.is_empty();
         Progress {
             bytes: self.bytes,
+            unsent: self.pending.len() - self.pending_sent,
             is_done: self.is_done(),
             waits_for_client: is_sent && !self.ended && !self.is_broken,
             // Nothing is held back: the client's window is open, and the endpoint gets no expectation.
