@@ -73,11 +73,13 @@ async fn requests_of_both_protocols_share_one_connection() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_of_a_request_reaches_an_endpoint_that_has_answered_already() {
     let got = Arc::new(AtomicUsize::new(0));
-    let seen = got.clone();
+    let answered = Arc::new(Notify::new());
+    let (seen, goes_on) = (got.clone(), answered.clone());
     let backend = H2Backend::start(move |mut asked| {
-        let seen = seen.clone();
+        let (seen, goes_on) = (seen.clone(), goes_on.clone());
         async move {
             asked.respond.send_response(Response::new(()), true).unwrap();
+            goes_on.notified().await;
             let (body, _) = read(&mut asked.body).await.unwrap();
             seen.store(body.len(), Ordering::Relaxed);
         }
@@ -86,6 +88,7 @@ async fn all_of_a_request_reaches_an_endpoint_that_has_answered_already() {
 
     // More than the stream's first window.
     let answer = http1(&perch).request("POST / HTTP/1.1\r\nhost: a", &[b'x'; 67_400]);
+    answered.notify_one();
 
     assert_eq!(answer.status, 200);
     eventually(PATIENCE, || got.load(Ordering::Relaxed) == 67_400);
