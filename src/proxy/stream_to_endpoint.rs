@@ -128,7 +128,7 @@ impl Http2Stream {
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
         if let Up::Head = self.up {
             let Some(end) = find_end(&self.staged, 0) else { return Poll::Ready(Ok(())) };
-            let head = self.staged.split_to(end);
+            let head = self.staged.split_to(end).freeze();
             if let Err(error) = self.send_head(&head) {
                 self.failed = Some(error);
                 return Poll::Ready(Err(error));
@@ -167,7 +167,7 @@ impl Http2Stream {
         Poll::Ready(Ok(()))
     }
 
-    fn send_head(&mut self, head: &[u8]) -> Result<(), StreamError> {
+    fn send_head(&mut self, head: &Bytes) -> Result<(), StreamError> {
         let (request, framing) = request(head, self.is_tls).ok_or(StreamError::Unsendable)?;
         self.is_head = request.method() == Method::HEAD;
         let decoder = Decoder::new(framing);
@@ -251,8 +251,8 @@ fn end_with(stream: &mut SendStream<Bytes>, decoder: &Decoder) -> Result<(), Str
     Ok(())
 }
 
-/// The request that an endpoint's head in HTTP/1 says; perch wrote it, and writes nothing twice.
-fn request(head: &[u8], is_tls: bool) -> Option<(Request<()>, Framing)> {
+/// The request that an endpoint's head in HTTP/1 says; perch wrote it, and writes nothing twice. Values share its bytes.
+fn request(head: &Bytes, is_tls: bool) -> Option<(Request<()>, Framing)> {
     let mut slots = [httparse::EMPTY_HEADER; MAX_FIELDS + 16];
     let mut parsed = httparse::Request::new(&mut slots);
     parsed.parse(head).ok()?;
@@ -262,21 +262,22 @@ fn request(head: &[u8], is_tls: bool) -> Option<(Request<()>, Framing)> {
     for header in parsed.headers.iter() {
         let (name, value) = (header.name.as_bytes(), fields::trim(header.value));
         match fields::classify(name) {
-            Field::Host => authority = Authority::try_from(value).ok(),
+            Field::Host => authority = Authority::from_maybe_shared(head.slice_ref(value)).ok(),
             Field::TransferEncoding => framing = Framing::Chunked,
             Field::Connection | Field::HopByHop | Field::Upgrade => {}
             kind => {
                 if kind == Field::ContentLength {
                     framing = Framing::Length(fields::content_length(value)?);
                 }
-                headers.append(HeaderName::from_bytes(name).ok()?, HeaderValue::from_bytes(value).ok()?);
+                let value = HeaderValue::from_maybe_shared(head.slice_ref(value)).ok()?;
+                headers.append(HeaderName::from_bytes(name).ok()?, value);
             }
         }
     }
     let mut uri = http::uri::Parts::default();
     uri.scheme = Some(if is_tls { Scheme::HTTPS } else { Scheme::HTTP });
     uri.authority = Some(authority?);
-    uri.path_and_query = Some(PathAndQuery::try_from(parsed.path?).ok()?);
+    uri.path_and_query = Some(PathAndQuery::from_maybe_shared(head.slice_ref(parsed.path?.as_bytes())).ok()?);
     let mut request = Request::new(());
     *request.method_mut() = Method::from_bytes(parsed.method?.as_bytes()).ok()?;
     *request.uri_mut() = Uri::from_parts(uri).ok()?;
