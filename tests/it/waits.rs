@@ -81,3 +81,18 @@ async fn a_body_that_stops_over_http2_has_the_bodys_deadline() {
 
     assert_eq!((answer.status().as_u16(), &answer.headers()["perch-reason"]), (408, &"body-timeout".parse().unwrap()));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_over_http2_that_stops_behind_an_answer_that_has_begun_is_the_clients_fault() {
+    let front = front_tls("timeouts: {body: 1h}", "timeouts: {body: 500ms}");
+    let half = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf";
+    front.backend.script(|_: &Seen| vec![Act::Send(half.to_vec()), Act::Stall]);
+    let mut client = H2::tls(front.perch.address("https"), "localhost").await;
+
+    let request = client.request("POST", "/").body(http_body_util::BodyExt::boxed(Silent)).unwrap();
+    let answer = tokio::time::timeout(PATIENCE, client.send(request)).await.expect("in time").unwrap();
+
+    assert_eq!(answer.status(), 200);
+    assert!(whole(answer).await.is_err(), "it was cut");
+    front.logged("body-timeout");
+}

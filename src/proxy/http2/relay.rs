@@ -156,7 +156,10 @@ impl Relay {
                 Poll::Pending => {
                     let wait = self.deadlines.response_body;
                     let dog = self.dog.get_or_insert_with(|| Watchdog::new(Instant::now() + wait));
-                    return dog.poll(cx).map(|()| Err(Reason::UpstreamStalled));
+                    // The endpoint may well wait for the rest of the client's body.
+                    let is_clients = upload.progress().waits_for_client;
+                    let late = if is_clients { Reason::BodyTimeout } else { Reason::UpstreamStalled };
+                    return dog.poll(cx).map(|()| Err(late));
                 }
             }
         }

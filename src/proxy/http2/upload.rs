@@ -158,7 +158,7 @@ impl Upward for Sent<'_> {
 
 impl Upload {
     /// Where it stands.
-    fn progress(&self) -> Progress {
+    pub(super) fn progress(&self) -> Progress {
         let is_sent = self.first_sent == self.first.len() && self.pending.is_empty();
         Progress {
             bytes: self.bytes,
