@@ -96,7 +96,11 @@ impl Open {
     }
 
     fn has_room(&self) -> bool {
-        self.state.streams.get() < STREAMS.min(self.sender.current_max_send_streams())
+        self.state.streams.get() < self.most_streams()
+    }
+
+    fn most_streams(&self) -> usize {
+        STREAMS.min(self.sender.current_max_send_streams())
     }
 }
 
@@ -178,7 +182,11 @@ impl Multiplexed {
     /// Starts HTTP/2 on a connection that was just opened.
     pub(super) async fn start(&self, wire: Wire, endpoint: &Arc<Endpoint>, idle: Duration) -> Result<(), Reason> {
         let settings = wire.settings();
+        // Until its own SETTINGS come: those who waited for this connection would all be put on it, and one that takes few
+        // streams at a time keeps the rest until the first are done.
+        let known = self.open.borrow().get(&endpoint.id).and_then(|open| open.last().map(Open::most_streams));
         let started = Builder::new()
+            .initial_max_send_streams(known.unwrap_or(STREAMS))
             .enable_push(false)
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
