@@ -1,8 +1,8 @@
 //! The engine: threads of one current-thread runtime each, which share nothing while they run.
 //!
 //! Client i belongs to thread i mod T, so who it was last served by needs no lock. Closed loop: lanes that each play
-//! one visit after the other. Open loop: a pacer tells the thread how many requests are due, and each is begun at once
-//! on a connection of its own or a kept one; its latency counts from when it was due.
+//! one visit after the other. Open loop: a timer of the kernel's wakes the thread when requests are due, and each is begun
+//! at once on a connection of its own or a kept one; its latency counts from when it was due.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -350,6 +350,9 @@ async fn closed(thread: &Rc<Thread>) {
     while all.join_next().await.is_some() {}
 }
 
+/// Requests of an open loop that are begun in one go.
+const BATCH: u64 = 64;
+
 async fn open(thread: &Rc<Thread>, start: Instant, rate: f64) {
     let plan = &thread.plan;
     let count = thread.state.borrow().clients.len() as u64;
@@ -364,43 +367,38 @@ async fn open(thread: &Rc<Thread>, start: Instant, rate: f64) {
         total: (!plan.repeat).then(|| count * u64::from(plan.requests)),
         duration: plan.duration,
     };
-    let due = Arc::new(pacer::Due { count: AtomicU64::new(0), over: AtomicBool::new(false), changed: Notify::new() });
-    let pacing = {
-        let (due, shared, arrivals) = (Arc::clone(&due), Arc::clone(&thread.shared), arrivals.clone());
-        std::thread::Builder::new()
-            .name("load-pacer".to_owned())
-            .spawn(move || arrivals.pace(&due, || shared.stopped()))
-    };
-    let pacing = match pacing {
-        Ok(pacing) => pacing,
-        Err(error) => return thread.shared.abort(&Fault::new(Kind::ConnectFailed, format!("pacer thread: {error}"))),
+    let alarm = match pacer::Alarm::new() {
+        Ok(alarm) => alarm,
+        Err(error) => return thread.shared.abort(&Fault::new(Kind::ConnectFailed, format!("timer: {error}"))),
     };
     let pool = Rc::new(super::lane::Pool::new(lanes(plan, thread.index as usize).max(1)));
     let mut all = JoinSet::new();
-    let mut next = 0;
-    loop {
-        let (over, upto) = (due.over.load(Ordering::Acquire), due.count.load(Ordering::Acquire));
-        for arrival in next..upto {
-            let (thread, pool) = (Rc::clone(thread), Rc::clone(&pool));
-            let intended = arrivals.at(arrival);
-            let local = usize::try_from(arrival % count).unwrap_or(0);
-            let visit = Visit { client: thread.client(local), local, requests: 1 };
-            all.spawn_local(async move {
-                let mut lane = pool.lane(&thread.plan, visit.client).await;
-                lane.request(&thread, visit, true, Some(intended)).await;
-                pool.give_back(&thread.plan, visit.client, lane);
-            });
+    let mut arrival = 0;
+    while arrivals.exists(arrival) && !thread.shared.stopped() {
+        let intended = arrivals.at(arrival);
+        if intended > Instant::now() {
+            // Finished ones are taken out as we go, or the set would grow with the run.
+            while all.try_join_next().is_some() {}
+            if let Err(error) = alarm.until(intended).await {
+                return thread.shared.abort(&Fault::new(Kind::ConnectFailed, format!("timer: {error}")));
+            }
+            continue;
         }
-        next = upto;
-        // Finished ones are taken out as we go, or the set would grow with the run.
-        while all.try_join_next().is_some() {}
-        if over {
-            break;
+        let (thread, pool) = (Rc::clone(thread), Rc::clone(&pool));
+        let local = usize::try_from(arrival % count).unwrap_or(0);
+        let visit = Visit { client: thread.client(local), local, requests: 1 };
+        all.spawn_local(async move {
+            let mut lane = pool.lane(&thread.plan, visit.client).await;
+            lane.request(&thread, visit, true, Some(intended)).await;
+            pool.give_back(&thread.plan, visit.client, lane);
+        });
+        arrival += 1;
+        if arrival.is_multiple_of(BATCH) {
+            // Who has fallen behind still lets those that were begun go on.
+            tokio::task::yield_now().await;
         }
-        due.changed.notified().await;
     }
     while all.join_next().await.is_some() {}
-    pacing.join().ok();
 }
 
 /// Sends one request as client 0 and tells what is wrong with its answer, before thousands meet the same.
