@@ -12,8 +12,8 @@ use super::buffer::{Buffers, Size};
 use super::connection::Connection;
 use super::http1::head::find_end;
 use super::http1::response::HEAD_BYTES;
+use super::multiplex::StreamError;
 use super::request::Plan;
-use super::stream_to_endpoint::StreamError;
 use super::upstream::Link;
 use crate::reason::Reason;
 
@@ -153,6 +153,7 @@ impl HeadWait {
                     return Poll::Ready(Err(match ended.as_ref().err().and_then(StreamError::of) {
                         Some(StreamError::Refused) => Broken::Endpoint(Reason::StreamRefused),
                         Some(StreamError::Unsendable) => Broken::Client(Reason::Target),
+                        Some(StreamError::Malformed) => Broken::Endpoint(Reason::BadResponse),
                         _ if self.seen == 0 => Broken::Endpoint(Reason::Reset),
                         _ => Broken::Endpoint(Reason::BadResponse),
                     }));

@@ -31,16 +31,17 @@ use super::watchdog::Watchdog;
 use super::worker::Worker;
 use crate::reason::Reason;
 
-mod budget;
+pub(super) mod block;
+pub(super) mod budget;
 mod driver;
-mod frame;
-mod head;
-mod hpack;
+pub(super) mod frame;
+pub(super) mod head;
+pub(super) mod hpack;
 mod pace;
 mod receive;
 mod relay;
 mod send;
-mod streams;
+pub(super) mod streams;
 mod upload;
 mod websocket;
 

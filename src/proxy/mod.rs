@@ -20,7 +20,6 @@ mod multiplex;
 mod request;
 mod respond;
 mod stream;
-mod stream_to_endpoint;
 pub mod tls;
 mod upstream;
 mod watchdog;

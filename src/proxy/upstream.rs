@@ -184,7 +184,8 @@ async fn multiplexed(
                 worker.multiplexed.speaks_http1(endpoint.id);
                 return Ok(Some(io));
             }
-            worker.multiplexed.start(io, endpoint, timeouts.idle).await.map(|()| None)
+            worker.multiplexed.start(io, endpoint, timeouts.idle, &worker.buffers);
+            Ok(None)
         };
         match opened.await {
             Ok(Some(io)) => return Ok(Link::new(io, endpoint, timeouts, in_flight)),

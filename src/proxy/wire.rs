@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use super::stream_to_endpoint::Http2Stream;
+use super::multiplex::Http2Stream;
 use crate::endpoint_tls::{Client, is_http2};
 
 /// Plain or TLS.

@@ -227,13 +227,18 @@ pub(crate) fn encode(framing: Framing, data: &[u8], out: &mut Vec<u8>) {
         return;
     }
     if framing == Framing::Chunked {
-        write_hex(data.len(), out);
-        out.extend_from_slice(b"\r\n");
+        begin_chunk(data.len(), out);
         out.extend_from_slice(data);
         out.extend_from_slice(b"\r\n");
     } else {
         out.extend_from_slice(data);
     }
+}
+
+/// What comes before the data of a chunk.
+pub(crate) fn begin_chunk(length: usize, out: &mut Vec<u8>) {
+    write_hex(length, out);
+    out.extend_from_slice(b"\r\n");
 }
 
 /// Ends a body; `trailers` are whole lines.

@@ -47,25 +47,25 @@ const PER_REQUEST: u64 = 10;
 
 /// Frames that cost an answer and bring nothing: SETTINGS, PING, PRIORITY, DATA without data, and such.
 #[derive(Debug)]
-pub(super) struct Chatter {
+pub(in crate::proxy) struct Chatter {
     budget: Budget,
     /// What had been written at the last PING.
     written: u64,
 }
 
 impl Chatter {
-    pub(super) fn new() -> Self {
+    pub(in crate::proxy) fn new() -> Self {
         Self { budget: Budget::new(1_000, 10), written: 0 }
     }
 
     /// A request has begun.
-    pub(super) fn asked(&mut self) {
+    pub(in crate::proxy) fn asked(&mut self) {
         // And one for its own head.
         self.budget.earn(PER_REQUEST + 1);
     }
 
     /// Whether this frame may come, too. `written`: the bytes that went to the client so far.
-    pub(super) fn may(&mut self, of: u8, is_empty: bool, written: u64) -> bool {
+    pub(in crate::proxy) fn may(&mut self, of: u8, is_empty: bool, written: u64) -> bool {
         match of {
             // Windows and resets have bounds of their own.
             kind::RST_STREAM | kind::WINDOW_UPDATE => {}

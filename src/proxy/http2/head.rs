@@ -128,7 +128,7 @@ impl Head {
 }
 
 /// A field that HTTP/2 does not have.
-fn is_refused(name: &[u8], value: &[u8]) -> bool {
+pub(in crate::proxy) fn is_refused(name: &[u8], value: &[u8]) -> bool {
     if !is_token(name) || name.iter().any(u8::is_ascii_uppercase) {
         return true;
     }
@@ -148,9 +148,12 @@ pub(super) fn are_trailers(fields: &Fields) -> bool {
 /// No control characters, and no white space at the ends (RFC 9113 section 8.2.1), which readers trim or do not.
 fn is_value(value: &[u8]) -> bool {
     let is_blank = |b: Option<&u8>| matches!(b, Some(b' ' | b'\t'));
+    is_text(value) && !is_blank(value.first()) && !is_blank(value.last())
+}
+
+/// No control characters.
+pub(in crate::proxy) fn is_text(value: &[u8]) -> bool {
     value.iter().all(|b| matches!(b, b'\t' | b' '..=b'~' | 0x80..))
-        && !is_blank(value.first())
-        && !is_blank(value.last())
 }
 
 #[cfg(test)]

@@ -2,14 +2,14 @@
 //! that keeps no table, so that a head can be encoded wherever it is known. It knows nothing of streams or of HTTP.
 
 mod decoder;
-pub(super) mod encoder;
+pub(in crate::proxy) mod encoder;
 mod huffman;
 
-pub(super) use decoder::{Decoder, Fields};
+pub(in crate::proxy) use decoder::{Decoder, Fields};
 
 /// A block that cannot be decoded: the connection's table is lost with it (RFC 9113 section 4.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct BadBlock;
+pub(in crate::proxy) struct BadBlock;
 
 /// The static table (RFC 7541 appendix A); its first entry has index 1.
 const STATIC: [(&str, &str); 61] = [

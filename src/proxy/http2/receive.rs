@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 
 use h2::Reason;
 
+use super::block::{Block, Blocks};
 use super::budget::Chatter;
 use super::frame::{self, flag, kind, setting};
 use super::head::{self, Head};
@@ -13,9 +14,6 @@ use super::streams::Streams;
 use crate::{metrics, reason};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// Frames of one head beyond what its bytes need: who sends more sends hardly any bytes with each.
-const SPARE_FRAMES: usize = 16;
 
 /// What is known of the client's side of a connection.
 #[derive(Debug)]
@@ -27,7 +25,7 @@ pub(super) struct Receiver {
     greeted: usize,
     is_set: bool,
     decoder: Decoder,
-    block: Option<Block>,
+    blocks: Blocks,
     /// The highest stream.
     pub(super) last: u32,
     /// Streams beyond this one are passed over: the client was told.
@@ -41,15 +39,6 @@ pub(super) struct Receiver {
     pub(super) is_leaving: bool,
 }
 
-/// A head that goes on in the next frame.
-#[derive(Debug)]
-struct Block {
-    stream: u32,
-    is_last: bool,
-    bytes: Vec<u8>,
-    frames: usize,
-}
-
 impl Receiver {
     pub(super) fn new(head_bytes: usize, most_streams: usize) -> Self {
         Self {
@@ -58,7 +47,7 @@ impl Receiver {
             greeted: 0,
             is_set: false,
             decoder: Decoder::default(),
-            block: None,
+            blocks: Blocks::new(head_bytes),
             last: 0,
             goaway: None,
             chatter: Chatter::new(),
@@ -87,13 +76,8 @@ impl Streams {
         }
         loop {
             let rest = bytes.get(used..).unwrap_or_default();
-            let Some(head) = frame::Head::read(rest) else { return Ok(used) };
-            if head.length > frame::MOST {
-                return Err(Reason::FRAME_SIZE_ERROR);
-            }
-            let end = frame::HEAD + head.length;
-            let Some(payload) = rest.get(frame::HEAD..end) else { return Ok(used) };
-            used += end;
+            let Some((head, payload)) = frame::next(rest)? else { return Ok(used) };
+            used += frame::HEAD + head.length;
             self.frame(head, payload, written)?;
         }
     }
@@ -105,27 +89,21 @@ impl Streams {
             return Err(Reason::PROTOCOL_ERROR);
         }
         receiver.is_set = true;
-        let brings = if head.kind == kind::DATA { unpadded(head, payload)? } else { payload };
+        let brings = if head.kind == kind::DATA { frame::unpadded(head, payload)? } else { payload };
         let is_empty = brings.is_empty() && !(head.kind == kind::DATA && head.has(flag::END_STREAM));
         if !receiver.chatter.may(head.kind, is_empty, written) {
             return Err(Reason::ENHANCE_YOUR_CALM);
         }
-        let goes_on = receiver.block.as_ref().map(|block| block.stream);
-        if goes_on.is_some_and(|stream| head.kind != kind::CONTINUATION || head.stream != stream) {
-            return Err(Reason::PROTOCOL_ERROR);
-        }
-        let is_of_streams = matches!(
-            head.kind,
-            kind::DATA | kind::HEADERS | kind::PRIORITY | kind::RST_STREAM | kind::PUSH_PROMISE | kind::CONTINUATION
-        );
-        let is_of_connection = matches!(head.kind, kind::SETTINGS | kind::PING | kind::GOAWAY);
-        if is_of_streams && head.stream == 0 || is_of_connection && head.stream != 0 {
+        if !receiver.blocks.may_come(head) || head.is_misplaced() {
             return Err(Reason::PROTOCOL_ERROR);
         }
         match head.kind {
             kind::DATA => self.data(head, payload),
-            kind::HEADERS => self.headers(head, payload),
-            kind::PRIORITY => depends(head.stream, payload),
+            kind::HEADERS | kind::CONTINUATION => match receiver.blocks.receive(head, payload)? {
+                Some(block) => self.block(&block),
+                None => Ok(()),
+            },
+            kind::PRIORITY => frame::depends(head.stream, payload),
             kind::RST_STREAM => self.reset_stream(head.stream, payload),
             kind::SETTINGS => self.settings(head, payload),
             kind::PUSH_PROMISE => Err(Reason::PROTOCOL_ERROR),
@@ -136,7 +114,6 @@ impl Streams {
                 Ok(())
             }
             kind::WINDOW_UPDATE => self.window_update(head.stream, payload),
-            kind::CONTINUATION => self.continuation(head, payload),
             // Of an extension (section 5.5).
             _ => Ok(()),
         }
@@ -144,7 +121,7 @@ impl Streams {
 
     fn data(&mut self, head: frame::Head, payload: &[u8]) -> Result<(), Reason> {
         self.arrived(payload.len())?;
-        let data = unpadded(head, payload)?;
+        let data = frame::unpadded(head, payload)?;
         let Some(at) = self.find_or_pass(head.stream, payload.len())? else { return Ok(()) };
         let slot = self.slot(at);
         let is_last = head.has(flag::END_STREAM);
@@ -192,42 +169,12 @@ impl Streams {
         if stream.is_multiple_of(2) || stream > self.receiver.last { Err(Reason::PROTOCOL_ERROR) } else { Ok(()) }
     }
 
-    fn headers(&mut self, head: frame::Head, payload: &[u8]) -> Result<(), Reason> {
-        let mut block = unpadded(head, payload)?;
-        if head.has(flag::PRIORITY) {
-            let (priority, rest) = block.split_at_checked(5).ok_or(Reason::FRAME_SIZE_ERROR)?;
-            depends(head.stream, priority)?;
-            block = rest;
-        }
-        let is_last = head.has(flag::END_STREAM);
-        if head.has(flag::END_HEADERS) {
-            return self.block(head.stream, is_last, block);
-        }
-        self.receiver.block = Some(Block { stream: head.stream, is_last, bytes: block.to_vec(), frames: 1 });
-        Ok(())
-    }
-
-    fn continuation(&mut self, head: frame::Head, payload: &[u8]) -> Result<(), Reason> {
-        let Some(mut block) = self.receiver.block.take() else { return Err(Reason::PROTOCOL_ERROR) };
-        block.bytes.extend_from_slice(payload);
-        block.frames += 1;
-        // Huffman makes text longer at most when it is not text.
-        let most = 2 * self.receiver.head_bytes;
-        if block.bytes.len() > most || block.frames > most / frame::MOST + SPARE_FRAMES {
-            return Err(Reason::ENHANCE_YOUR_CALM);
-        }
-        if head.has(flag::END_HEADERS) {
-            return self.block(block.stream, block.is_last, &block.bytes);
-        }
-        self.receiver.block = Some(block);
-        Ok(())
-    }
-
     /// A whole head, or trailers.
-    fn block(&mut self, stream: u32, is_last: bool, block: &[u8]) -> Result<(), Reason> {
+    fn block(&mut self, block: &Block<'_>) -> Result<(), Reason> {
+        let Block { stream, is_last, .. } = *block;
         // Whatever becomes of it, the connection's table has to follow.
         let mut fields = Fields::new(self.scratch(), self.receiver.head_bytes);
-        self.receiver.decoder.decode(block, &mut fields).map_err(|_| Reason::COMPRESSION_ERROR)?;
+        self.receiver.decoder.decode(&block.bytes, &mut fields).map_err(|_| Reason::COMPRESSION_ERROR)?;
         if let Some(at) = self.find(stream) {
             return self.trailers(at, is_last, fields);
         }
@@ -270,34 +217,19 @@ impl Streams {
     }
 
     fn reset_stream(&mut self, stream: u32, payload: &[u8]) -> Result<(), Reason> {
-        let code = u32::from_be_bytes(payload.try_into().map_err(|_| Reason::FRAME_SIZE_ERROR)?);
+        let code = frame::number(payload)?;
         self.is_known(stream)?;
         self.find(stream).map_or(Ok(()), |at| self.reset_by_client(at, code.into()))
     }
 
     fn settings(&mut self, head: frame::Head, payload: &[u8]) -> Result<(), Reason> {
-        if head.has(flag::ACK) {
-            return if payload.is_empty() { Ok(()) } else { Err(Reason::FRAME_SIZE_ERROR) };
-        }
-        if !payload.len().is_multiple_of(6) {
-            return Err(Reason::FRAME_SIZE_ERROR);
-        }
+        let Some(settings) = frame::settings_of(head, payload)? else { return Ok(()) };
         let mut window = None;
-        for entry in payload.chunks_exact(6) {
-            let [a, b, c, d, e, f] = *entry else { continue };
-            let value = u32::from_be_bytes([c, d, e, f]);
-            match u16::from_be_bytes([a, b]) {
+        for (name, value) in settings {
+            match name {
                 setting::HEADER_TABLE_SIZE => self.resizes |= value < 4_096,
-                setting::ENABLE_PUSH | setting::ENABLE_CONNECT_PROTOCOL if value > 1 => {
-                    return Err(Reason::PROTOCOL_ERROR);
-                }
-                setting::INITIAL_WINDOW_SIZE if i32::try_from(value).is_err() => {
-                    return Err(Reason::FLOW_CONTROL_ERROR);
-                }
                 setting::INITIAL_WINDOW_SIZE => window = Some(value),
-                // Frames are never longer than the least that a client has to take.
-                setting::MAX_FRAME_SIZE if !(16_384..1 << 24).contains(&value) => return Err(Reason::PROTOCOL_ERROR),
-                // Of what perch does not send, or of extensions.
+                // Of what perch does not send, or of extensions. Frames are never longer than what all have to take.
                 _ => {}
             }
         }
@@ -322,7 +254,7 @@ impl Streams {
     }
 
     fn window_update(&mut self, stream: u32, payload: &[u8]) -> Result<(), Reason> {
-        let more = u32::from_be_bytes(payload.try_into().map_err(|_| Reason::FRAME_SIZE_ERROR)?) & 0x7fff_ffff;
+        let more = frame::number(payload)? & 0x7fff_ffff;
         if stream == 0 {
             return if more == 0 { Err(Reason::PROTOCOL_ERROR) } else { self.widen(more) };
         }
@@ -333,21 +265,4 @@ impl Streams {
         }
         self.widen_stream(at, i64::from(more)).map_or_else(|| self.mistake(at, Reason::FLOW_CONTROL_ERROR), Ok)
     }
-}
-
-/// The payload without its padding (section 6.1).
-fn unpadded(head: frame::Head, payload: &[u8]) -> Result<&[u8], Reason> {
-    if !head.has(flag::PADDED) {
-        return Ok(payload);
-    }
-    let (padding, rest) = payload.split_first().ok_or(Reason::FRAME_SIZE_ERROR)?;
-    let kept = rest.len().checked_sub(usize::from(*padding)).ok_or(Reason::PROTOCOL_ERROR)?;
-    Ok(rest.get(..kept).unwrap_or_default())
-}
-
-/// Priorities are passed over, but a stream cannot depend on itself (RFC 7540 section 5.3.1).
-fn depends(stream: u32, priority: &[u8]) -> Result<(), Reason> {
-    let [a, b, c, d, _] = *priority else { return Err(Reason::FRAME_SIZE_ERROR) };
-    let on = u32::from_be_bytes([a & 0x7f, b, c, d]);
-    if on == stream { Err(Reason::PROTOCOL_ERROR) } else { Ok(()) }
 }

@@ -13,7 +13,7 @@ use super::super::buffer::Size;
 use super::super::http1::body::{Decoder, Piece};
 use super::super::http1::response::ResponseHead;
 use super::super::journal::Entry;
-use super::super::stream_to_endpoint::StreamError;
+use super::super::multiplex::StreamError;
 use super::super::upstream::{self, Link};
 use super::super::watchdog::Watchdog;
 use super::Session;
@@ -135,7 +135,8 @@ impl Relay {
                 }
                 Piece::End(n) => {
                     link.buffer.consume(n, buffers);
-                    let trailers = trailer_block(self.decoder.trailers());
+                    let mut trailers = Vec::new();
+                    encoder::lines(self.decoder.trailers(), &mut trailers);
                     self.end(None);
                     return Poll::Ready(Ok(if trailers.is_empty() { Next::End } else { Next::Trailers(trailers) }));
                 }
@@ -183,15 +184,4 @@ fn poll_upload(
         return Poll::Ready(Ok(()));
     }
     (Sent { upload, stream }).poll(cx, link).map_err(|(Broken::Client(reason) | Broken::Endpoint(reason))| reason)
-}
-
-fn trailer_block(lines: &[u8]) -> Vec<u8> {
-    let mut block = Vec::new();
-    for line in lines.split(|b| *b == b'\n') {
-        if let Some((name, value)) = line.iter().position(|b| *b == b':').and_then(|at| line.split_at_checked(at)) {
-            let value = crate::decide::fields::trim(value.get(1..).unwrap_or_default().trim_ascii_end());
-            encoder::field(name, value, &mut block);
-        }
-    }
-    block
 }

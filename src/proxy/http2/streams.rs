@@ -26,7 +26,7 @@ pub(super) use handle::Handle;
 const MOST: usize = 60 * 1024;
 
 /// The windows of streams and connections before anything is said (RFC 9113 section 6.9.2).
-const FIRST_WINDOW: i64 = 65_535;
+pub(in crate::proxy) const FIRST_WINDOW: i64 = 65_535;
 /// What a client may send of a body before it is read, as Envoy's advice for the edge has it.
 pub(super) const STREAM_WINDOW: i64 = 64 * 1024;
 pub(super) const CONNECTION_WINDOW: i64 = 1024 * 1024;
@@ -443,11 +443,12 @@ fn length(bytes: &[u8]) -> i64 {
     i64::try_from(bytes.len()).unwrap_or(i64::MAX)
 }
 
-fn room_in(out: &[u8]) -> i64 {
+/// How much of bodies may be framed behind what is there.
+pub(in crate::proxy) fn room_in(out: &[u8]) -> i64 {
     i64::try_from(MOST.saturating_sub(out.len())).unwrap_or_default()
 }
 
 /// A window is at most 2^31-1 (section 6.9.1).
-fn widened(window: i64, more: i64) -> Option<i64> {
+pub(in crate::proxy) fn widened(window: i64, more: i64) -> Option<i64> {
     Some(window + more).filter(|sum| *sum <= i64::from(i32::MAX))
 }

@@ -5,25 +5,21 @@
 //! a length and trailers travel in chunked coding. Flow control is that of the stream: what its window does not take is
 //! not accepted, and the endpoint's window opens as its bytes are read.
 
+use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes, BytesMut};
-use h2::client::{ResponseFuture, SendRequest};
-use h2::{RecvStream, SendStream};
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::http1::body::{self, Decoder, Framing, Piece};
-use super::http1::head::{MAX_FIELDS, find_end};
-use super::http1::response::{length_line, line, passes, push_number};
-use super::multiplex::Place;
-use crate::decide::fields::{self, Field};
+use super::request;
+use super::streams::Streams;
+use crate::proxy::http1::body::{Decoder, Piece};
+use crate::proxy::http1::head::find_end;
+use crate::proxy::http2::hpack::encoder;
 
-/// Bytes of a request that wait for the stream's window.
+/// Bytes of an unfinished line, or head, that wait for the rest.
 const STAGED: usize = 64 * 1024;
 
 /// Why a stream ended early.
@@ -35,6 +31,8 @@ pub(crate) enum StreamError {
     Refused,
     #[error("the endpoint reset the stream: {0}")]
     Reset(h2::Reason),
+    #[error("the endpoint's answer is malformed")]
+    Malformed,
     #[error("the connection of the stream ended")]
     Lost,
     /// This request cannot be said in HTTP/2.
@@ -49,17 +47,6 @@ impl StreamError {
     }
 }
 
-impl From<h2::Error> for StreamError {
-    fn from(error: h2::Error) -> Self {
-        match error.reason() {
-            Some(_) if error.is_go_away() && error.is_remote() => Self::Refused,
-            Some(h2::Reason::REFUSED_STREAM) if error.is_remote() => Self::Refused,
-            Some(reason) if error.is_reset() => Self::Reset(reason),
-            _ => Self::Lost,
-        }
-    }
-}
-
 impl From<StreamError> for io::Error {
     fn from(error: StreamError) -> Self {
         Self::other(error)
@@ -69,310 +56,195 @@ impl From<StreamError> for io::Error {
 /// One exchange.
 #[derive(Debug)]
 pub(crate) struct Http2Stream {
-    sender: SendRequest<Bytes>,
+    streams: Rc<RefCell<Streams>>,
+    at: usize,
     is_tls: bool,
     up: Up,
-    down: Down,
-    /// Written, and not yet looked at.
-    staged: BytesMut,
-    /// Payload that the stream has no room for yet.
-    owed: Bytes,
-    /// The answer, not yet read.
-    out: BytesMut,
-    is_head: bool,
+    /// Accepted, and too little to be looked at.
+    staged: Vec<u8>,
     /// Why there is no stream.
     failed: Option<StreamError>,
-    _place: Place,
 }
 
+/// How far the request has come.
 #[derive(Debug)]
 enum Up {
     Head,
-    Body { stream: SendStream<Bytes>, decoder: Decoder },
+    /// `owed`: bytes of the payload that are next.
+    Body {
+        decoder: Decoder,
+        owed: usize,
+    },
     Ended,
 }
 
-#[derive(Debug)]
-enum Down {
-    /// Nothing was asked yet.
-    Silent,
-    Head(ResponseFuture),
-    Body {
-        stream: RecvStream,
-        framing: Framing,
-    },
-    Trailers {
-        stream: RecvStream,
-        framing: Framing,
-    },
-    Ended,
+/// What became of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pushed {
+    /// So many were used, and more may be.
+    Some(usize),
+    /// They are the beginning of something.
+    TooFew,
+    /// There is no room for any.
+    NoRoom,
 }
 
 impl Http2Stream {
-    pub(super) fn new(sender: SendRequest<Bytes>, place: Place, is_tls: bool) -> Self {
-        Self {
-            sender,
-            is_tls,
-            up: Up::Head,
-            down: Down::Silent,
-            staged: BytesMut::new(),
-            owed: Bytes::new(),
-            out: BytesMut::new(),
-            is_head: false,
-            failed: None,
-            _place: place,
+    pub(super) fn new(streams: Rc<RefCell<Streams>>, is_tls: bool) -> Self {
+        let at = streams.borrow_mut().take();
+        Self { streams, at, is_tls, up: Up::Head, staged: Vec::new(), failed: None }
+    }
+
+    /// Sends of these bytes what can be sent now.
+    fn push(&mut self, cx: &Context<'_>, bytes: &[u8]) -> Result<Pushed, StreamError> {
+        let mut streams = self.streams.borrow_mut();
+        if let Some(error) = streams.slot(self.at).failed {
+            return Err(error);
+        }
+        match &mut self.up {
+            Up::Head => {
+                drop(streams);
+                let begun = self.begin(cx, bytes);
+                // There is no stream whose answer could say so.
+                self.failed = begun.err();
+                begun
+            }
+            Up::Body { decoder, owed } => {
+                let mut used = 0;
+                let mut data: &[u8] = &[];
+                if *owed > 0 {
+                    let Poll::Ready(room) = streams.poll_room(self.at, cx) else { return Ok(Pushed::NoRoom) };
+                    used = room.min(*owed).min(bytes.len());
+                    data = bytes.get(..used).unwrap_or_default();
+                    *owed -= used;
+                }
+                // What follows: the end of a body goes out with its last bytes. Framing takes no room in the window: an end
+                // must not wait for one that is full.
+                let mut is_last = false;
+                if *owed == 0 {
+                    match decoder.next(bytes.get(used..).unwrap_or_default()).map_err(|_| StreamError::Unsendable)? {
+                        Piece::Data { skip, len } => (used, *owed) = (used + skip, len),
+                        Piece::More(0) if used == 0 => return Ok(Pushed::TooFew),
+                        Piece::More(n) => used += n,
+                        Piece::End(n) => (used, is_last) = (used + n, true),
+                    }
+                }
+                let mut trailers = Vec::new();
+                if is_last {
+                    encoder::lines(decoder.trailers(), &mut trailers);
+                    self.up = Up::Ended;
+                }
+                let ends = is_last && trailers.is_empty();
+                if !data.is_empty() || ends {
+                    streams.send(self.at, data, ends);
+                }
+                if !trailers.is_empty() {
+                    streams.send_trailers(self.at, &trailers);
+                }
+                Ok(Pushed::Some(used))
+            }
+            // Nothing may follow.
+            Up::Ended => Err(StreamError::Unsendable),
         }
     }
 
-    /// Sends what is staged as far as the stream takes it. Ready when all of it, or all but an unfinished line, is gone.
-    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
-        if let Up::Head = self.up {
-            let Some(end) = find_end(&self.staged, 0) else { return Poll::Ready(Ok(())) };
-            let head = self.staged.split_to(end).freeze();
-            if let Err(error) = self.send_head(&head) {
-                self.failed = Some(error);
-                return Poll::Ready(Err(error));
+    fn begin(&mut self, cx: &Context<'_>, bytes: &[u8]) -> Result<Pushed, StreamError> {
+        let Some(end) = find_end(bytes, 0) else { return Ok(Pushed::TooFew) };
+        let mut streams = self.streams.borrow_mut();
+        let mut block = streams.buffers.scratch();
+        let head = bytes.get(..end).unwrap_or_default();
+        let request = request::encode(head, self.is_tls, &mut block).ok_or(StreamError::Unsendable)?;
+        let decoder = Decoder::new(request.framing);
+        let begun = streams.poll_begin(self.at, cx, &block, decoder.is_done());
+        streams.buffers.recycle(block);
+        if begun?.is_pending() {
+            return Ok(Pushed::NoRoom);
+        }
+        streams.slot(self.at).is_head_request = request.is_head;
+        self.up = if decoder.is_done() { Up::Ended } else { Up::Body { decoder, owed: 0 } };
+        Ok(Pushed::Some(end))
+    }
+
+    /// Sends as much of these bytes as can be sent now; how many that was. Pending: none.
+    fn poll_push(&mut self, cx: &Context<'_>, bytes: &[u8]) -> Poll<Result<usize, StreamError>> {
+        let mut used = 0;
+        while used < bytes.len() {
+            match self.push(cx, bytes.get(used..).unwrap_or_default())? {
+                Pushed::Some(n) => used += n,
+                Pushed::TooFew => break,
+                Pushed::NoRoom if used == 0 => return Poll::Pending,
+                Pushed::NoRoom => break,
             }
         }
-        while let Up::Body { stream, decoder } = &mut self.up {
-            if !self.owed.is_empty() {
-                stream.reserve_capacity(self.owed.len());
-                while stream.capacity() == 0 {
-                    ready!(stream.poll_capacity(cx)).ok_or(StreamError::Lost)??;
-                }
-                let data = self.owed.split_to(stream.capacity().min(self.owed.len()));
-                let is_last = self.owed.is_empty() && decoder.is_done();
-                stream.send_data(data, is_last)?;
-                if is_last {
-                    self.up = Up::Ended;
-                }
-                continue;
-            }
-            // Framing takes no room in the window: the end of a body must not wait for one that is full.
-            match decoder.next(&self.staged).map_err(|_| StreamError::Unsendable)? {
-                Piece::Data { skip, len } => {
-                    self.staged.advance(skip);
-                    self.owed = self.staged.split_to(len).freeze();
-                }
-                // Nothing, or less than a line of trailers.
-                Piece::More(0) => break,
-                Piece::More(n) => self.staged.advance(n),
-                Piece::End(n) => {
-                    self.staged.advance(n);
-                    end_with(stream, decoder)?;
-                    self.up = Up::Ended;
-                }
+        Poll::Ready(Ok(used))
+    }
+
+    /// Sends what is staged. Ready when all of it, or all but an unfinished line, is gone.
+    fn poll_drain(&mut self, cx: &Context<'_>) -> Poll<Result<(), StreamError>> {
+        while !self.staged.is_empty() {
+            let staged = std::mem::take(&mut self.staged);
+            let pushed = self.poll_push(cx, &staged);
+            self.staged = staged;
+            match ready!(pushed)? {
+                0 => break,
+                n => drop(self.staged.drain(..n)),
             }
         }
         Poll::Ready(Ok(()))
     }
 
-    fn send_head(&mut self, head: &Bytes) -> Result<(), StreamError> {
-        let (request, framing) = request(head, self.is_tls).ok_or(StreamError::Unsendable)?;
-        self.is_head = request.method() == Method::HEAD;
-        let decoder = Decoder::new(framing);
-        let ends = decoder.is_done();
-        // An error here is of the connection: nothing of this stream was sent.
-        let (response, stream) = self.sender.send_request(request, ends).map_err(|_| StreamError::Refused)?;
-        self.down = Down::Head(response);
-        self.up = if ends { Up::Ended } else { Up::Body { stream, decoder } };
-        Ok(())
-    }
-
-    /// Puts more of the answer into `out`. Ready(Ok(false)) at its end.
-    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, StreamError>> {
-        match &mut self.down {
-            Down::Silent => Poll::Pending,
-            Down::Head(response) => {
-                if let Poll::Ready(Some(interim)) = response.poll_informational(cx) {
-                    write_head(&interim?, None, &mut self.out);
-                    return Poll::Ready(Ok(true));
-                }
-                let (parts, stream) = ready!(Pin::new(response).poll(cx))?.into_parts();
-                let response = Response::from_parts(parts, ());
-                let framing = framing(&response, stream.is_end_stream(), self.is_head);
-                write_head(&response, Some(framing), &mut self.out);
-                self.down = match framing {
-                    Framing::Empty | Framing::Length(0) => Down::Ended,
-                    Framing::Length(_) | Framing::Chunked | Framing::Close => Down::Body { stream, framing },
-                };
-                Poll::Ready(Ok(true))
+    fn poll_accept(&mut self, cx: &Context<'_>, bytes: &[u8]) -> Poll<Result<usize, StreamError>> {
+        if self.staged.is_empty() {
+            match ready!(self.poll_push(cx, bytes))? {
+                0 => {}
+                n => return Poll::Ready(Ok(n)),
             }
-            Down::Body { stream, framing } => match ready!(stream.poll_data(cx)) {
-                Some(data) => {
-                    let data = data?;
-                    // As it is read here, there is room for as much again.
-                    stream.flow_control().release_capacity(data.len())?;
-                    encode(*framing, &data, &mut self.out);
-                    Poll::Ready(Ok(true))
-                }
-                None => {
-                    let Down::Body { stream, framing } = std::mem::replace(&mut self.down, Down::Ended) else {
-                        return Poll::Ready(Ok(false));
-                    };
-                    self.down = Down::Trailers { stream, framing };
-                    Poll::Ready(Ok(true))
-                }
-            },
-            Down::Trailers { stream, framing } => {
-                let trailers = ready!(stream.poll_trailers(cx))?;
-                let mut lines = Vec::new();
-                for (name, value) in trailers.iter().flatten() {
-                    line(name.as_str().as_bytes(), value.as_bytes(), &mut lines);
-                }
-                let mut end = Vec::new();
-                body::encode_end(*framing, &lines, &mut end);
-                self.out.extend_from_slice(&end);
-                self.down = Down::Ended;
-                Poll::Ready(Ok(true))
-            }
-            Down::Ended => Poll::Ready(Ok(false)),
+        } else if self.staged.len() >= STAGED {
+            ready!(self.poll_drain(cx))?;
         }
-    }
-}
-
-fn end_with(stream: &mut SendStream<Bytes>, decoder: &Decoder) -> Result<(), StreamError> {
-    let mut trailers = HeaderMap::new();
-    for trailer in decoder.trailers().split(|b| *b == b'\n') {
-        if let Some(at) = memchr::memchr(b':', trailer)
-            && let Some((name, value)) = trailer.split_at_checked(at)
-            && let Ok(name) = HeaderName::from_bytes(name)
-            && let Ok(value) =
-                HeaderValue::from_bytes(fields::trim(value.get(1..).unwrap_or_default().trim_ascii_end()))
-        {
-            trailers.append(name, value);
+        let take = bytes.len().min(STAGED);
+        self.staged.extend_from_slice(bytes.get(..take).unwrap_or_default());
+        match self.poll_drain(cx) {
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            _ => Poll::Ready(Ok(take)),
         }
-    }
-    if trailers.is_empty() {
-        stream.send_data(Bytes::new(), true)?
-    } else {
-        stream.send_trailers(trailers)?
-    }
-    Ok(())
-}
-
-/// The request that an endpoint's head in HTTP/1 says; perch wrote it, and writes nothing twice. Values share its bytes.
-fn request(head: &Bytes, is_tls: bool) -> Option<(Request<()>, Framing)> {
-    let mut slots = [httparse::EMPTY_HEADER; MAX_FIELDS + 16];
-    let mut parsed = httparse::Request::new(&mut slots);
-    parsed.parse(head).ok()?;
-    let mut framing = Framing::Empty;
-    let mut authority = None;
-    let mut headers = HeaderMap::with_capacity(parsed.headers.len());
-    for header in parsed.headers.iter() {
-        let (name, value) = (header.name.as_bytes(), fields::trim(header.value));
-        match fields::classify(name) {
-            Field::Host => authority = Authority::from_maybe_shared(head.slice_ref(value)).ok(),
-            Field::TransferEncoding => framing = Framing::Chunked,
-            Field::Connection | Field::HopByHop | Field::Upgrade => {}
-            kind => {
-                if kind == Field::ContentLength {
-                    framing = Framing::Length(fields::content_length(value)?);
-                }
-                let value = HeaderValue::from_maybe_shared(head.slice_ref(value)).ok()?;
-                headers.append(HeaderName::from_bytes(name).ok()?, value);
-            }
-        }
-    }
-    let mut uri = http::uri::Parts::default();
-    uri.scheme = Some(if is_tls { Scheme::HTTPS } else { Scheme::HTTP });
-    uri.authority = Some(authority?);
-    uri.path_and_query = Some(PathAndQuery::from_maybe_shared(head.slice_ref(parsed.path?.as_bytes())).ok()?);
-    let mut request = Request::new(());
-    *request.method_mut() = Method::from_bytes(parsed.method?.as_bytes()).ok()?;
-    *request.uri_mut() = Uri::from_parts(uri).ok()?;
-    *request.version_mut() = http::Version::HTTP_2;
-    *request.headers_mut() = headers;
-    Some((request, framing))
-}
-
-fn framing(response: &Response<()>, is_ended: bool, is_head: bool) -> Framing {
-    let headers = response.headers();
-    let is_empty = is_head || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    let length = || headers.get(CONTENT_LENGTH).and_then(|v| fields::content_length(v.as_bytes()));
-    // gRPC's answer is in the trailers, which a body of known length has no place for.
-    let has_trailers = || headers.get(CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
-    match (is_empty, is_ended) {
-        (true, _) => Framing::Empty,
-        (false, true) => Framing::Length(0),
-        (false, false) if has_trailers() => Framing::Chunked,
-        (false, false) => length().map_or(Framing::Chunked, Framing::Length),
-    }
-}
-
-/// `framing` is `None` for an interim answer.
-fn write_head(response: &Response<()>, framing: Option<Framing>, out: &mut BytesMut) {
-    let mut head = Vec::with_capacity(256);
-    head.extend_from_slice(b"HTTP/1.1 ");
-    push_number(u64::from(response.status().as_u16()), &mut head);
-    head.push(b' ');
-    head.extend_from_slice(response.status().canonical_reason().unwrap_or_default().as_bytes());
-    head.extend_from_slice(b"\r\n");
-    for (name, value) in response.headers() {
-        if passes(name.as_str().as_bytes()) {
-            line(name.as_str().as_bytes(), value.as_bytes(), &mut head);
-        }
-    }
-    match framing {
-        Some(Framing::Chunked | Framing::Close) => head.extend_from_slice(b"transfer-encoding: chunked\r\n"),
-        Some(Framing::Length(n)) => length_line(n, &mut head),
-        // What HEAD and 304 say about the body that they do not have.
-        Some(Framing::Empty) => {
-            if let Some(length) = response.headers().get(CONTENT_LENGTH) {
-                line(b"content-length", length.as_bytes(), &mut head);
-            }
-        }
-        None => {}
-    }
-    head.extend_from_slice(b"\r\n");
-    out.extend_from_slice(&head);
-}
-
-fn encode(framing: Framing, data: &Bytes, out: &mut BytesMut) {
-    if framing != Framing::Chunked {
-        out.extend_from_slice(data);
-    } else if !data.is_empty() {
-        use std::fmt::Write;
-        // Writing to a buffer does not fail.
-        let _written = write!(out, "{:x}\r\n", data.len());
-        out.extend_from_slice(data);
-        out.extend_from_slice(b"\r\n");
     }
 }
 
 impl AsyncRead for Http2Stream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if let Some(error) = this.failed {
-            return Poll::Ready(Err(error.into()));
-        }
         // The last of a request goes out while its answer is waited for. A failure shows in the answer, which may be
         // there in spite of it.
         if let Poll::Ready(Err(error)) = this.poll_drain(cx) {
             tracing::trace!(%error, "The rest of a request.");
         }
-        while this.out.is_empty() {
-            if !ready!(this.poll_more(cx))? {
-                return Poll::Ready(Ok(()));
-            }
+        if let Some(error) = this.failed {
+            return Poll::Ready(Err(error.into()));
         }
-        let take = this.out.len().min(buf.remaining());
-        buf.put_slice(&this.out.split_to(take));
-        Poll::Ready(Ok(()))
+        let before = buf.filled().len();
+        let mut streams = this.streams.borrow_mut();
+        let buffers = streams.buffers.clone();
+        let slot = streams.slot(this.at);
+        let taken = slot.read_into(buf, &buffers);
+        let is_over = slot.is_read();
+        let ended = if buf.filled().len() > before || is_over {
+            Poll::Ready(Ok(()))
+        } else if let Some(error) = slot.failed {
+            Poll::Ready(Err(error.into()))
+        } else {
+            slot.wait(cx);
+            Poll::Pending
+        };
+        // As it is read here, there is room for as much again.
+        streams.release_stream(this.at, taken);
+        ended
     }
 }
 
 impl AsyncWrite for Http2Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if self.staged.len() >= STAGED || !matches!(self.up, Up::Head) {
-            ready!(self.poll_drain(cx))?;
-        }
-        let take = bytes.len().min(STAGED);
-        self.staged.extend_from_slice(bytes.get(..take).unwrap_or_default());
-        if let Poll::Ready(Err(error)) = self.poll_drain(cx) {
-            return Poll::Ready(Err(error.into()));
-        }
-        Poll::Ready(Ok(take))
+        self.poll_accept(cx, bytes).map_err(io::Error::from)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -382,5 +254,11 @@ impl AsyncWrite for Http2Stream {
     /// A request's end is in its framing.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.poll_flush(cx)
+    }
+}
+
+impl Drop for Http2Stream {
+    fn drop(&mut self) {
+        self.streams.borrow_mut().give(self.at);
     }
 }

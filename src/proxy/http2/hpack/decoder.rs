@@ -11,7 +11,7 @@ const OVERHEAD: usize = 32;
 
 /// The dynamic table of one connection.
 #[derive(Debug)]
-pub(in super::super) struct Decoder {
+pub(in crate::proxy) struct Decoder {
     /// The newest first.
     entries: VecDeque<Entry>,
     size: usize,
@@ -33,7 +33,7 @@ impl Default for Decoder {
 
 /// The fields of one block, in their order.
 #[derive(Debug)]
-pub(in super::super) struct Fields {
+pub(in crate::proxy) struct Fields {
     text: Vec<u8>,
     spans: Vec<Span>,
     /// Bytes by RFC 9113's count (section 6.5.2), and their limit.
@@ -51,21 +51,21 @@ struct Span {
 
 impl Fields {
     /// None yet, of at most `limit` bytes; their text goes to `storage`.
-    pub(in super::super) fn new(storage: Vec<u8>, limit: usize) -> Self {
+    pub(in crate::proxy) fn new(storage: Vec<u8>, limit: usize) -> Self {
         Self { text: storage, spans: Vec::with_capacity(16), size: 0, limit }
     }
 
     /// There were more than the limit allows; the last ones are not here.
-    pub(in super::super) fn is_too_large(&self) -> bool {
+    pub(in crate::proxy) fn is_too_large(&self) -> bool {
         self.size > self.limit
     }
 
-    pub(in super::super) fn len(&self) -> usize {
+    pub(in crate::proxy) fn len(&self) -> usize {
         self.spans.len()
     }
 
     /// Names and values.
-    pub(in super::super) fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> + Clone {
+    pub(in crate::proxy) fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> + Clone {
         self.spans.iter().map(|span| (self.part(span.start, span.middle), self.part(span.middle, span.end)))
     }
 
@@ -73,7 +73,7 @@ impl Fields {
         self.text.get(from..to).unwrap_or_default()
     }
 
-    pub(in super::super) fn into_storage(self) -> Vec<u8> {
+    pub(in crate::proxy) fn into_storage(self) -> Vec<u8> {
         self.text
     }
 
@@ -90,7 +90,7 @@ impl Fields {
 
 impl Decoder {
     /// Reads a whole block. After an error the connection cannot go on.
-    pub(in super::super) fn decode(&mut self, block: &[u8], into: &mut Fields) -> Result<(), BadBlock> {
+    pub(in crate::proxy) fn decode(&mut self, block: &[u8], into: &mut Fields) -> Result<(), BadBlock> {
         let mut block = Reader(block);
         let mut may_resize = true;
         while let Some(first) = block.peek() {

@@ -1,8 +1,10 @@
 //! Writes fields as literals that no table keeps, names by the static table where it has them. Who receives them needs
 //! nothing but the bytes, at the price of some dozens of them; HAProxy does the same.
 
+use crate::decide::fields;
+
 /// `:status`, which comes first.
-pub(in super::super) fn status(code: u16, out: &mut Vec<u8>) {
+pub(in crate::proxy) fn status(code: u16, out: &mut Vec<u8>) {
     let indexed = match code {
         200 => 8,
         204 => 9,
@@ -21,8 +23,24 @@ pub(in super::super) fn status(code: u16, out: &mut Vec<u8>) {
     out.push(0x80 | indexed);
 }
 
+/// The pseudo fields of a request (RFC 9113 section 8.3.1), which come first.
+pub(in crate::proxy) fn request(method: &[u8], scheme: &[u8], authority: &[u8], path: &[u8], out: &mut Vec<u8>) {
+    let mut known = |index: u8, whole: bool, value: &[u8]| {
+        if whole {
+            return out.push(0x80 | index);
+        }
+        out.push(index);
+        integer(value.len(), 7, out);
+        out.extend_from_slice(value);
+    };
+    known(if method == b"POST" { 3 } else { 2 }, matches!(method, b"GET" | b"POST"), method);
+    known(if scheme == b"https" { 7 } else { 6 }, matches!(scheme, b"http" | b"https"), scheme);
+    known(1, false, authority);
+    known(4, path == b"/", path);
+}
+
 /// A field whose name may have any case.
-pub(in super::super) fn field(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
+pub(in crate::proxy) fn field(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
     match static_index(name) {
         0 => {
             out.push(0);
@@ -35,8 +53,17 @@ pub(in super::super) fn field(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(value);
 }
 
+/// Lines of trailers, each with its end.
+pub(in crate::proxy) fn lines(lines: &[u8], out: &mut Vec<u8>) {
+    for line in lines.split(|b| *b == b'\n') {
+        if let Some((name, value)) = memchr::memchr(b':', line).and_then(|at| line.split_at_checked(at)) {
+            field(name, fields::trim(value.get(1..).unwrap_or_default().trim_ascii_end()), out);
+        }
+    }
+}
+
 /// `content-length`.
-pub(in super::super) fn length(n: u64, out: &mut Vec<u8>) {
+pub(in crate::proxy) fn length(n: u64, out: &mut Vec<u8>) {
     integer(28, 4, out);
     let at = out.len();
     // At most 20 digits: their number is a byte.
@@ -64,21 +91,30 @@ fn integer(n: usize, bits: u32, out: &mut Vec<u8>) {
     out.push(low(n));
 }
 
-/// The static table's index of a response field's name; 0: it has none.
+/// The static table's index of a field's name; 0: it has none, or is rare.
 fn static_index(name: &[u8]) -> usize {
     let candidates: &[(&str, usize)] = match name.len() {
         3 => &[("age", 21), ("via", 60)],
         4 => &[("date", 33), ("etag", 34), ("vary", 59), ("link", 45)],
-        5 => &[("allow", 22)],
-        6 => &[("server", 54)],
-        7 => &[("expires", 36)],
+        5 => &[("allow", 22), ("range", 50)],
+        6 => &[("server", 54), ("accept", 19), ("cookie", 32)],
+        7 => &[("expires", 36), ("referer", 51)],
         8 => &[("location", 46)],
-        10 => &[("set-cookie", 55)],
+        10 => &[("set-cookie", 55), ("user-agent", 58)],
         11 => &[("retry-after", 53)],
         12 => &[("content-type", 31)],
-        13 => &[("cache-control", 24), ("last-modified", 44), ("accept-ranges", 18), ("content-range", 30)],
+        13 => &[
+            ("cache-control", 24),
+            ("last-modified", 44),
+            ("accept-ranges", 18),
+            ("content-range", 30),
+            ("authorization", 23),
+            ("if-none-match", 41),
+        ],
         14 => &[("content-length", 28)],
+        15 => &[("accept-encoding", 16), ("accept-language", 17)],
         16 => &[("content-encoding", 26), ("content-language", 27), ("www-authenticate", 61), ("content-location", 29)],
+        17 => &[("if-modified-since", 40)],
         19 => &[("content-disposition", 25)],
         25 => &[("strict-transport-security", 56)],
         27 => &[("access-control-allow-origin", 20)],
