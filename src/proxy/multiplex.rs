@@ -148,8 +148,15 @@ impl Multiplexed {
         self.http1.borrow_mut().insert(endpoint);
     }
 
-    /// Starts HTTP/2 on a connection that was just opened.
-    pub(super) fn start(&self, wire: Wire, endpoint: &Arc<Endpoint>, idle: Duration, buffers: &Rc<Buffers>) {
+    /// Starts HTTP/2 on a connection that was just opened: its first stream, for who opened it. Not by [`Self::stream`], which
+    /// never has one for an endpoint that has left meanwhile.
+    pub(super) fn start(
+        &self,
+        wire: Wire,
+        endpoint: &Arc<Endpoint>,
+        idle: Duration,
+        buffers: &Rc<Buffers>,
+    ) -> Http2Stream {
         let settings = wire.settings();
         let mut all = self.open.borrow_mut();
         let connections = all.entry(endpoint.id).or_default();
@@ -160,7 +167,10 @@ impl Multiplexed {
         let streams = Rc::new(RefCell::new(streams));
         tokio::task::spawn_local(drive(Driver::new(wire, streams.clone()), endpoint.name.clone()));
         let idle_timeout = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX);
+        streams.borrow_mut().is_used = true;
+        let first = Http2Stream::new(streams.clone(), settings.is_some());
         connections.push(Open { streams, endpoint: endpoint.clone(), settings, idle_since: 0, idle_timeout });
+        first
     }
 
     /// Closes what was unused for too long, or takes no more streams.

@@ -163,39 +163,33 @@ async fn multiplexed(
     mut is_fresh: bool,
 ) -> Result<Link, Reason> {
     let in_flight = InFlight::new(endpoint);
-    loop {
+    let opener = loop {
         if !is_fresh && let Some((stream, is_used)) = worker.multiplexed.stream(endpoint.id) {
             let io = Wire::Http2(Box::new(stream));
             return Ok(Link { is_reused: is_used, ..Link::new(io, endpoint, timeouts, in_flight) });
         }
         // What is opened from now on is fresh enough.
         is_fresh = false;
-        let opener = match worker.multiplexed.turn(endpoint.id) {
-            Turn::Wait(opening) => {
-                opening.ended().await?;
-                continue;
+        match worker.multiplexed.turn(endpoint.id) {
+            Turn::Wait(opening) => opening.ended().await?,
+            Turn::Open(opener) => break Some(opener),
+            Turn::Alone => break None,
+        }
+    };
+    match open(worker, timeouts, version, endpoint, false).await {
+        Ok(io) if endpoint.transport.protocol == EndpointProtocol::Auto && !io.is_http2() => {
+            worker.multiplexed.speaks_http1(endpoint.id);
+            Ok(Link::new(io, endpoint, timeouts, in_flight))
+        }
+        Ok(io) => {
+            let stream = worker.multiplexed.start(io, endpoint, timeouts.idle, &worker.buffers);
+            Ok(Link::new(Wire::Http2(Box::new(stream)), endpoint, timeouts, in_flight))
+        }
+        Err(reason) => {
+            if let Some(opener) = opener {
+                opener.failed(reason);
             }
-            Turn::Open(opener) => Some(opener),
-            Turn::Alone => None,
-        };
-        let opened = async {
-            let io = open(worker, timeouts, version, endpoint, false).await?;
-            if endpoint.transport.protocol == EndpointProtocol::Auto && !io.is_http2() {
-                worker.multiplexed.speaks_http1(endpoint.id);
-                return Ok(Some(io));
-            }
-            worker.multiplexed.start(io, endpoint, timeouts.idle, &worker.buffers);
-            Ok(None)
-        };
-        match opened.await {
-            Ok(Some(io)) => return Ok(Link::new(io, endpoint, timeouts, in_flight)),
-            Ok(None) => {}
-            Err(reason) => {
-                if let Some(opener) = opener {
-                    opener.failed(reason);
-                }
-                return Err(reason);
-            }
+            Err(reason)
         }
     }
 }

@@ -23,9 +23,9 @@ pub(crate) struct BadChunk;
 /// Bytes of chunk extensions in one message.
 const EXTENSION_BYTES: usize = 16 * 1024;
 /// Bytes of trailers in one message, as hyper has it.
-const TRAILER_BYTES: usize = 16 * 1024;
+pub(crate) const TRAILER_BYTES: usize = 16 * 1024;
 /// Fields in the trailers.
-const TRAILER_FIELDS: usize = 100;
+pub(crate) const TRAILER_FIELDS: usize = 100;
 
 /// Reads one body.
 #[derive(Debug)]

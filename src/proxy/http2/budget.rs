@@ -41,7 +41,7 @@ impl Budget {
 
 /// A PING is free when more than the answer to the one before has gone to the client since: gRPC clients measure their
 /// windows so, with a PING for a message, however small.
-const FREE_PING: u64 = 32;
+const FREE_PING: u64 = 24;
 /// What a request earns of frames that bring nothing.
 const PER_REQUEST: u64 = 10;
 

@@ -3,7 +3,7 @@
 
 use super::hpack::Fields;
 use crate::decide::fields::{self, Field};
-use crate::proxy::http1::body::is_token;
+use crate::proxy::http1::body::{TRAILER_BYTES, TRAILER_FIELDS, is_token};
 
 /// A head that is well formed; what it asks for may still be refused.
 #[derive(Debug)]
@@ -140,9 +140,12 @@ pub(in crate::proxy) fn is_refused(name: &[u8], value: &[u8]) -> bool {
     }
 }
 
-/// Whether these may be trailers.
+/// Whether these may be trailers: no more of them than over HTTP/1, as which they may travel on.
 pub(super) fn are_trailers(fields: &Fields) -> bool {
-    fields.iter().all(|(name, value)| !is_refused(name, value) && is_value(value))
+    let bytes: usize = fields.iter().map(|(name, value)| name.len() + value.len() + ": \r\n".len()).sum();
+    fields.len() <= TRAILER_FIELDS
+        && bytes <= TRAILER_BYTES
+        && fields.iter().all(|(name, value)| !is_refused(name, value) && is_value(value))
 }
 
 /// No control characters, and no white space at the ends (RFC 9113 section 8.2.1), which readers trim or do not.

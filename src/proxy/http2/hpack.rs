@@ -1,5 +1,5 @@
-//! HPACK, the compression of HTTP/2's fields (RFC 7541): a decoder with its table for what clients send, and an encoder
-//! that keeps no table, so that a head can be encoded wherever it is known. It knows nothing of streams or of HTTP.
+//! HPACK, the compression of HTTP/2's fields (RFC 7541): a decoder with its table, and an encoder that keeps no table, so
+//! that a head can be encoded wherever it is known. It knows nothing of streams or of HTTP.
 
 mod decoder;
 pub(in crate::proxy) mod encoder;

@@ -359,7 +359,8 @@ impl Streams {
     /// So much of what came was read, or thrown away: there is room for as much again. Told in large steps.
     pub(super) fn release(&mut self, n: usize) {
         self.read += i64::try_from(n).unwrap_or_default();
-        if self.read >= CONNECTION_WINDOW / 2 {
+        // Earlier when little is left: others may keep the rest unread for long.
+        if self.read > 0 && self.read >= self.room.min(CONNECTION_WINDOW / 2) {
             let more = u32::try_from(std::mem::take(&mut self.read)).unwrap_or_default();
             self.room += i64::from(more);
             frame::window_update(0, more, self.out());

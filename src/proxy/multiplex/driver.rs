@@ -21,8 +21,11 @@ use crate::proxy::http2::frame::{self, setting};
 /// What a client says first (RFC 9113 section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// An endpoint with requests is asked whether it is still there.
+/// An endpoint with requests that says nothing is asked whether it is still there: less and less often, since gRPC servers end
+/// connections on which nothing but PINGs comes (grpc-go: at the third within five minutes, by gRFC A8).
 const PING_EVERY: Duration = Duration::from_secs(20);
+const PING_LESS: u32 = 4;
+const PING_RARELY: Duration = Duration::from_secs(320);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Nothing more is read while so much waits to be written: what came would have to be answered too.
@@ -38,7 +41,10 @@ pub(super) struct Driver<T> {
     is_due: bool,
     /// Bytes that went to the endpoint so far.
     written: u64,
+    /// Why no more can be written. What has come is read all the same: answers, and which streams were not looked at.
+    deaf: Option<io::Error>,
     timer: Pin<Box<Sleep>>,
+    every: Duration,
     is_asked: bool,
     is_ending: bool,
 }
@@ -50,7 +56,7 @@ pub(super) enum Broken {
     Endpoint(Reason),
     #[error(transparent)]
     Io(#[from] io::Error),
-    #[error("no answer to a PING")]
+    #[error("no answer to a PING, or no end")]
     Silent,
 }
 
@@ -76,7 +82,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
             sent: 0,
             is_due: false,
             written: 0,
+            deaf: None,
             timer: Box::pin(sleep(PING_EVERY)),
+            every: PING_EVERY,
             is_asked: false,
             is_ending: false,
         }
@@ -86,27 +94,33 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         self.streams.borrow_mut().unpark();
         // First what is there, together: what is read now is answered later anyway.
-        let _all_or_not = self.flush(cx)?;
+        let _all_or_not = self.flush(cx);
         if self.poll_receive(cx)?.is_ready() {
             return Poll::Ready(Ok(()));
         }
         self.ping(cx)?;
         if self.streams.borrow().is_done() && !std::mem::replace(&mut self.is_ending, true) {
             frame::goaway(0, Reason::NO_ERROR, self.streams.borrow_mut().out());
+            self.timer.as_mut().reset(Instant::now() + PING_TIMEOUT);
+            self.ping(cx)?;
         }
-        if self.flush(cx)?.is_ready() && self.is_ending {
+        let flushed = self.flush(cx);
+        if let Some(error) = self.deaf.take() {
+            return Poll::Ready(Err(error.into()));
+        }
+        if flushed.is_ready() && self.is_ending {
             return Pin::new(&mut self.io).poll_shutdown(cx).map_err(Broken::Io);
         }
         self.streams.borrow_mut().park(cx);
         Poll::Pending
     }
 
-    /// Ready when all has gone out.
-    fn flush(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, Broken> {
-        match self.poll_flush(cx) {
-            Poll::Ready(done) => Ok(Poll::Ready(done?)),
-            Poll::Pending => Ok(Poll::Pending),
+    /// Ready when all has gone out that can.
+    fn flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.deaf.is_none() {
+            self.deaf = ready!(self.poll_flush(cx)).err();
         }
+        Poll::Ready(())
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -138,7 +152,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         let buffers = self.streams.borrow().buffers.clone();
         loop {
             let stuck = self.streams.borrow().out.len() - self.sent >= STUCK;
-            if stuck && self.flush(cx)?.is_pending() {
+            if stuck && self.flush(cx).is_pending() {
                 return Ok(Poll::Pending);
             }
             let n = match self.buffer.poll_fill(cx, &mut self.io, Size::Body, &buffers) {
@@ -154,28 +168,33 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 Err(code) => {
                     frame::goaway(0, code, self.streams.borrow_mut().out());
                     // As far as it goes: who does not take it is not waited for.
-                    let _all_or_not = self.flush(cx)?;
+                    let _all_or_not = self.flush(cx);
                     return Err(Broken::Endpoint(code));
                 }
             }
         }
     }
 
-    /// Asks an endpoint that has requests whether it is still there.
+    /// Asks an endpoint that has requests and says nothing whether it is still there.
     fn ping(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
         let mut streams = self.streams.borrow_mut();
         if std::mem::take(&mut streams.receiver.is_ponged) && std::mem::take(&mut self.is_asked) {
-            self.timer.as_mut().reset(Instant::now() + PING_EVERY);
+            self.every = PING_RARELY.min(self.every * PING_LESS);
+            self.timer.as_mut().reset(Instant::now() + self.every);
         }
         while self.timer.as_mut().poll(cx).is_ready() {
-            if self.is_asked {
+            if self.is_asked || self.is_ending {
                 return Err(Broken::Silent);
             }
-            self.is_asked = streams.requests() > 0;
-            if self.is_asked {
+            self.is_asked = !std::mem::take(&mut streams.receiver.has_answered) && streams.requests() > 0;
+            let after = if self.is_asked {
                 frame::ping(0, ARE_YOU_THERE, streams.out());
-            }
-            self.timer.as_mut().reset(Instant::now() + if self.is_asked { PING_TIMEOUT } else { PING_EVERY });
+                PING_TIMEOUT
+            } else {
+                self.every = PING_EVERY;
+                PING_EVERY
+            };
+            self.timer.as_mut().reset(Instant::now() + after);
         }
         Ok(())
     }

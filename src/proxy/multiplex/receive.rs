@@ -23,6 +23,8 @@ pub(super) struct Receiver {
     decoder: Decoder,
     blocks: Blocks,
     chatter: Chatter,
+    /// Something of an answer has come since this was last looked at.
+    pub(super) has_answered: bool,
     /// Our PING was answered.
     pub(super) is_ponged: bool,
 }
@@ -34,6 +36,7 @@ impl Receiver {
             decoder: Decoder::default(),
             blocks: Blocks::new(HEAD_BYTES),
             chatter: Chatter::new(),
+            has_answered: false,
             is_ponged: false,
         }
     }
@@ -98,8 +101,12 @@ impl Streams {
         let at = self.find_or_pass(head.stream)?.filter(|at| !self.slot(*at).has_all);
         let Some(at) = at else {
             self.release(payload.len());
+            if head.has(flag::END_STREAM) {
+                self.settle(head.stream);
+            }
             return Ok(());
         };
+        self.receiver.has_answered = true;
         let is_last = head.has(flag::END_STREAM);
         let buffers = self.buffers.clone();
         let slot = self.slot(at);
@@ -132,6 +139,9 @@ impl Streams {
         let mut fields = Fields::new(self.buffers.scratch(), HEAD_BYTES);
         self.receiver.decoder.decode(&block.bytes, &mut fields).map_err(|_| Reason::COMPRESSION_ERROR)?;
         let at = self.find_or_pass(block.stream)?.filter(|at| !self.slot(*at).has_all);
+        if at.is_none() && block.is_last {
+            self.settle(block.stream);
+        }
         if let Some(at) = at {
             match self.fields(at, block.is_last, &fields) {
                 Ok(()) if block.is_last => self.has_all(at),
@@ -149,11 +159,13 @@ impl Streams {
             return if is_last { self.slot(at).trailers(answer::trailers(fields)?) } else { Err(Malformed) };
         }
         self.receiver.chatter.asked();
+        self.receiver.has_answered = true;
         self.slot(at).head(fields, is_last, &buffers)
     }
 
     fn reset_by_endpoint(&mut self, stream: u32, payload: &[u8]) -> Result<(), Reason> {
         let code = Reason::from(frame::number(payload)?);
+        self.settle(stream);
         if let Some(at) = self.find_or_pass(stream)? {
             self.fail(at, if code == Reason::REFUSED_STREAM { StreamError::Refused } else { StreamError::Reset(code) });
         }

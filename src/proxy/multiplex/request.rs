@@ -18,25 +18,30 @@ pub(super) fn encode(head: &[u8], is_tls: bool, out: &mut Vec<u8>) -> Option<Enc
     let mut parsed = httparse::Request::new(&mut slots);
     parsed.parse(head).ok()?;
     let (method, path) = (parsed.method?, parsed.path?);
-    let is_host = |header: &&httparse::Header<'_>| fields::classify(header.name.as_bytes()) == Field::Host;
-    let host = fields::trim(parsed.headers.iter().find(is_host)?.value);
-    if !is_visible(path.as_bytes()) || !is_visible(host) {
-        return None;
-    }
-    encoder::request(method.as_bytes(), if is_tls { b"https" } else { b"http" }, host, path.as_bytes(), out);
-    let mut framing = Framing::Empty;
-    for header in parsed.headers.iter() {
-        let (name, value) = (header.name.as_bytes(), fields::trim(header.value));
-        match fields::classify(name) {
-            Field::Host | Field::Connection | Field::HopByHop | Field::Upgrade => continue,
-            Field::TransferEncoding => {
-                framing = Framing::Chunked;
-                continue;
-            }
-            Field::ContentLength => framing = Framing::Length(fields::content_length(value)?),
+    let mut kinds = [Field::Other; MAX_FIELDS + 16];
+    let (mut host, mut framing) = (None, Framing::Empty);
+    for (header, kind) in parsed.headers.iter_mut().zip(&mut kinds) {
+        header.value = fields::trim(header.value);
+        *kind = fields::classify(header.name.as_bytes());
+        match kind {
+            Field::Host => host = Some(header.value),
+            Field::TransferEncoding => framing = Framing::Chunked,
+            Field::ContentLength => framing = Framing::Length(fields::content_length(header.value)?),
             _ => {}
         }
-        encoder::field(name, value, out);
+    }
+    let host = host.filter(|host| is_visible(host) && is_visible(path.as_bytes()))?;
+    encoder::request(method.as_bytes(), is_tls, out);
+    encoder::field(b":authority", host, out);
+    encoder::field(b":path", path.as_bytes(), out);
+    for (header, kind) in parsed.headers.iter().zip(kinds) {
+        let is_of_connection = matches!(
+            kind,
+            Field::Host | Field::TransferEncoding | Field::Connection | Field::HopByHop | Field::Upgrade
+        );
+        if !is_of_connection {
+            encoder::field(header.name.as_bytes(), header.value, out);
+        }
     }
     Some(Encoded { framing, is_head: method == "HEAD" })
 }

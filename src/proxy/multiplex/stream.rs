@@ -17,7 +17,6 @@ use super::request;
 use super::streams::Streams;
 use crate::proxy::http1::body::{Decoder, Piece};
 use crate::proxy::http1::head::find_end;
-use crate::proxy::http2::hpack::encoder;
 
 /// Bytes of an unfinished line, or head, that wait for the rest.
 const STAGED: usize = 64 * 1024;
@@ -122,24 +121,27 @@ impl Http2Stream {
                 // must not wait for one that is full.
                 let mut is_last = false;
                 if *owed == 0 {
-                    match decoder.next(bytes.get(used..).unwrap_or_default()).map_err(|_| StreamError::Unsendable)? {
+                    let Ok(piece) = decoder.next(bytes.get(used..).unwrap_or_default()) else {
+                        // Nobody would end it.
+                        streams.reset(self.at, h2::Reason::CANCEL, StreamError::Unsendable);
+                        return Err(StreamError::Unsendable);
+                    };
+                    match piece {
                         Piece::Data { skip, len } => (used, *owed) = (used + skip, len),
                         Piece::More(0) if used == 0 => return Ok(Pushed::TooFew),
                         Piece::More(n) => used += n,
                         Piece::End(n) => (used, is_last) = (used + n, true),
                     }
                 }
-                let mut trailers = Vec::new();
-                if is_last {
-                    encoder::lines(decoder.trailers(), &mut trailers);
-                    self.up = Up::Ended;
-                }
-                let ends = is_last && trailers.is_empty();
+                let ends = is_last && decoder.trailers().is_empty();
                 if !data.is_empty() || ends {
                     streams.send(self.at, data, ends);
                 }
-                if !trailers.is_empty() {
-                    streams.send_trailers(self.at, &trailers);
+                if is_last && !ends {
+                    streams.send_trailers(self.at, decoder.trailers());
+                }
+                if is_last {
+                    self.up = Up::Ended;
                 }
                 Ok(Pushed::Some(used))
             }
@@ -151,15 +153,16 @@ impl Http2Stream {
     fn begin(&mut self, cx: &Context<'_>, bytes: &[u8]) -> Result<Pushed, StreamError> {
         let Some(end) = find_end(bytes, 0) else { return Ok(Pushed::TooFew) };
         let mut streams = self.streams.borrow_mut();
-        let mut block = streams.buffers.scratch();
-        let head = bytes.get(..end).unwrap_or_default();
-        let request = request::encode(head, self.is_tls, &mut block).ok_or(StreamError::Unsendable)?;
-        let decoder = Decoder::new(request.framing);
-        let begun = streams.poll_begin(self.at, cx, &block, decoder.is_done());
-        streams.buffers.recycle(block);
-        if begun?.is_pending() {
+        if streams.poll_turn(self.at, cx)?.is_pending() {
             return Ok(Pushed::NoRoom);
         }
+        let mut block = streams.buffers.scratch();
+        let head = bytes.get(..end).unwrap_or_default();
+        streams.begin_block(&mut block);
+        let request = request::encode(head, self.is_tls, &mut block).ok_or(StreamError::Unsendable)?;
+        let decoder = Decoder::new(request.framing);
+        streams.begin(self.at, &block, decoder.is_done());
+        streams.buffers.recycle(block);
         streams.slot(self.at).is_head_request = request.is_head;
         self.up = if decoder.is_done() { Up::Ended } else { Up::Body { decoder, owed: 0 } };
         Ok(Pushed::Some(end))

@@ -2,6 +2,7 @@
 //! that go out next. A request works on its stream by a `Http2Stream` (`stream`); the connection's driver writes the bytes
 //! (`driver`) and brings in what the endpoint says (`receive`). Nothing here waits by itself.
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
@@ -10,6 +11,7 @@ use super::slot::Slot;
 use super::stream::StreamError;
 use crate::proxy::buffer::Buffers;
 use crate::proxy::http2::frame;
+use crate::proxy::http2::hpack::encoder;
 use crate::proxy::http2::streams::{FIRST_WINDOW, room_in, widened};
 
 /// Requests at once on a connection; what most servers allow.
@@ -30,8 +32,9 @@ pub(super) struct Streams {
     ids: Vec<u32>,
     slots: Vec<Slot>,
     free: Vec<usize>,
-    /// Streams that the endpoint counts.
+    /// Streams that the endpoint counts, and those of them that have nothing but their end to come: nobody waits for them.
     open: usize,
+    owed: VecDeque<u32>,
     next_id: u32,
     /// Streams at a time, as the endpoint has it (SETTINGS_MAX_CONCURRENT_STREAMS).
     most: usize,
@@ -44,7 +47,7 @@ pub(super) struct Streams {
     /// Slots that wait for room.
     starved: Vec<usize>,
     turns: u64,
-    /// The endpoint made our encoder's table smaller, and is told in the next head that it is empty anyway.
+    /// The endpoint made our encoder's table smaller, and is told in the next block that it is empty anyway.
     pub(super) resizes: bool,
     pub(super) receiver: Receiver,
     /// It has served a stream before: a failure may just mean that the endpoint was about to close it.
@@ -69,6 +72,7 @@ impl Streams {
             slots: Vec::new(),
             free: Vec::new(),
             open: 0,
+            owed: VecDeque::new(),
             next_id: 1,
             most,
             window: FIRST_WINDOW,
@@ -194,22 +198,32 @@ impl Streams {
         self.turns
     }
 
-    /// Begins a stream with a block of fields. Pending while the endpoint takes no more of them.
-    pub(super) fn poll_begin(
-        &mut self,
-        at: usize,
-        cx: &Context<'_>,
-        block: &[u8],
-        is_last: bool,
-    ) -> Poll<Result<(), StreamError>> {
+    /// Whether a stream may be begun. Pending while the endpoint takes no more of them.
+    pub(super) fn poll_turn(&mut self, at: usize, cx: &Context<'_>) -> Result<Poll<()>, StreamError> {
         // Nothing of it was sent.
         if !self.takes_streams() {
-            return Poll::Ready(Err(StreamError::Refused));
+            return Err(StreamError::Refused);
+        }
+        if self.open >= self.most {
+            self.settle_oldest();
         }
         if self.open >= self.most || room_in(&self.out) == 0 {
             self.starve(at, cx);
-            return Poll::Pending;
+            return Ok(Poll::Pending);
         }
+        Ok(Poll::Ready(()))
+    }
+
+    /// What comes first in a block of fields that is sent next.
+    pub(super) fn begin_block(&self, block: &mut Vec<u8>) {
+        if self.resizes {
+            // A dynamic table size update to 0 (RFC 7541 section 4.2).
+            block.push(0x20);
+        }
+    }
+
+    /// Begins a stream with a block of fields.
+    pub(super) fn begin(&mut self, at: usize, block: &[u8], is_last: bool) {
         let (id, window) = (self.next_id, self.first_window);
         self.next_id += 2;
         self.open += 1;
@@ -219,13 +233,8 @@ impl Streams {
         if let Some(known) = self.ids.get_mut(at) {
             *known = id;
         }
-        if std::mem::take(&mut self.resizes) {
-            // A dynamic table size update to 0 (RFC 7541 section 4.2).
-            frame::headers(id, &[&[0x20], block].concat(), is_last, self.out());
-        } else {
-            frame::headers(id, block, is_last, self.out());
-        }
-        Poll::Ready(Ok(()))
+        frame::headers(id, block, is_last, self.out());
+        self.resizes = false;
     }
 
     /// How many bytes of a body may be sent now. Pending: none.
@@ -254,10 +263,15 @@ impl Streams {
         }
     }
 
-    /// Ends a request with trailers.
-    pub(super) fn send_trailers(&mut self, at: usize, block: &[u8]) {
+    /// Ends a request with trailers, which are lines.
+    pub(super) fn send_trailers(&mut self, at: usize, lines: &[u8]) {
+        let mut block = self.buffers.scratch();
+        self.begin_block(&mut block);
+        encoder::lines(lines, &mut block);
         let id = self.slot(at).id;
-        frame::headers(id, block, true, self.out());
+        frame::headers(id, &block, true, self.out());
+        self.resizes = false;
+        self.buffers.recycle(block);
         self.sent_all(at);
     }
 
@@ -336,9 +350,8 @@ impl Streams {
         let slot = self.slot(at);
         slot.waker = None;
         let unread = slot.unread();
-        // Nothing but the end of the stream is to come: the endpoint is done with it as well.
         if slot.has_sent_all && slot.is_complete() {
-            self.end(at);
+            self.owe(at);
         } else {
             self.reset(at, h2::Reason::CANCEL, StreamError::Lost);
         }
@@ -350,6 +363,34 @@ impl Streams {
         }
         if self.is_done() {
             self.wake_driver();
+        }
+    }
+
+    /// Nothing but the end of the stream is to come, which needs no reset; till then the endpoint counts it.
+    fn owe(&mut self, at: usize) {
+        let id = self.ids.get_mut(at).map(std::mem::take).unwrap_or_default();
+        if id != 0 {
+            self.owed.push_back(id);
+            if self.owed.len() > STREAMS {
+                self.settle_oldest();
+            }
+        }
+    }
+
+    /// A stream that had only its end to come has ended, if it is one.
+    pub(super) fn settle(&mut self, id: u32) {
+        if let Some(at) = self.owed.iter().position(|owed| *owed == id) {
+            self.owed.remove(at);
+            self.open -= 1;
+            self.feed();
+        }
+    }
+
+    /// Ends the oldest of them: there is no more room for it.
+    fn settle_oldest(&mut self) {
+        if let Some(id) = self.owed.pop_front() {
+            self.open -= 1;
+            frame::reset(id, h2::Reason::CANCEL, self.out());
         }
     }
 
@@ -396,7 +437,8 @@ impl Streams {
     /// So much of what came was read, or thrown away: there is room for as much again. Told in large steps.
     pub(super) fn release(&mut self, n: usize) {
         self.read += i64::try_from(n).unwrap_or_default();
-        if self.read >= CONNECTION_WINDOW / 2 {
+        // Earlier when little is left: others may keep the rest unread for long.
+        if self.read > 0 && self.read >= self.room.min(CONNECTION_WINDOW / 2) {
             let more = u32::try_from(std::mem::take(&mut self.read)).unwrap_or_default();
             self.room += i64::from(more);
             frame::window_update(0, more, self.out());

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::{BadBlock, STATIC, huffman};
 
-/// The table that a client may fill (SETTINGS_HEADER_TABLE_SIZE's default), bytes by RFC 7541 section 4.1.
+/// The table that the other side may fill (SETTINGS_HEADER_TABLE_SIZE's default), bytes by RFC 7541 section 4.1.
 const TABLE: usize = 4_096;
 /// What an entry counts beside its text.
 const OVERHEAD: usize = 32;

@@ -122,3 +122,109 @@ async fn an_unused_connection_is_not_asked_and_says_goodbye() {
     assert_eq!(all[goodbye + 3], kind::GOAWAY);
     assert!(!all.windows(8).any(|w| w == receive::ARE_YOU_THERE));
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_only_answers_pings_is_asked_more_and_more_rarely() {
+    let (driver, streams, mut theirs) = silent().await;
+    let _stream = ask(&streams, GET);
+    let (mut times, start) = (Vec::new(), Instant::now());
+    let pongs = async {
+        let mut space = [0; 1_024];
+        while times.len() < 4 {
+            let n = theirs.read(&mut space).await.unwrap();
+            if space[..n].windows(8).any(|w| w == receive::ARE_YOU_THERE) {
+                times.push(start.elapsed().as_secs());
+                let mut pong = Vec::new();
+                frame::ping(flag::ACK, receive::ARE_YOU_THERE, &mut pong);
+                theirs.write_all(&pong).await.unwrap();
+            }
+        }
+    };
+
+    tokio::select! {
+        () = drive(driver, "e".into()) => panic!("it is there"),
+        () = pongs => {}
+    }
+
+    assert_eq!(times, [20, 100, 420, 740]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_does_not_take_the_goodbye_is_not_waited_for() {
+    let (ours, _theirs) = tokio::io::duplex(8);
+    let streams = Rc::new(RefCell::new(Streams::new(Rc::default(), 100)));
+    let driver = Driver::new(ours, streams.clone());
+    streams.borrow_mut().close();
+    let start = Instant::now();
+
+    drive(driver, "e".into()).await;
+
+    assert_eq!(start.elapsed(), Duration::from_secs(10));
+}
+
+/// Takes nothing more, and still has something to say.
+struct Deaf(tokio::io::DuplexStream);
+
+impl AsyncRead for Deaf {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Deaf {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn the_last_words_of_an_endpoint_that_takes_no_more_are_heard() {
+    let (ours, mut theirs) = tokio::io::duplex(64 * 1024);
+    let streams = Rc::new(RefCell::new(Streams::new(Rc::default(), 100)));
+    let driver = Driver::new(Deaf(ours), streams.clone());
+    let (mut first, mut second) = (ask(&streams, GET), ask(&streams, GET));
+    let mut words = Vec::new();
+    frame::settings(&[], &mut words);
+    headers(1, &[(":status", "200")], true)(&mut words);
+    frame::goaway(1, Code::NO_ERROR, &mut words);
+    theirs.write_all(&words).await.unwrap();
+
+    drive(driver, "e".into()).await;
+
+    assert!(read(&mut first).starts_with("HTTP/1.1 200"));
+    assert_eq!(read_by(&mut second, 99).1, Some(StreamError::Refused));
+}
+
+#[tokio::test]
+async fn who_opened_a_connection_has_its_first_stream_though_the_endpoint_has_left_meanwhile() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let endpoint = Arc::new(Endpoint {
+        id: EndpointId(1),
+        address,
+        pod: None,
+        name: "e".into(),
+        transport: Arc::default(),
+        seed: 0,
+        in_flight: 0.into(),
+        health: crate::state::health::Health::default(),
+    });
+    let (ours, _theirs) = tokio::join!(tokio::net::TcpStream::connect(address), listener.accept());
+    endpoint.health.set_gone();
+
+    let all = Multiplexed::default();
+    let first = async {
+        let mut first = all.start(Wire::Plain(ours.unwrap()), &endpoint, Duration::from_secs(60), &Rc::default());
+        (matches!(write(&mut first, GET.as_bytes()), Poll::Ready(Ok(_))), all.stream(endpoint.id).is_none())
+    };
+
+    assert_eq!(LocalSet::new().run_until(first).await, (true, true));
+}

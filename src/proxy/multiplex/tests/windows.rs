@@ -56,6 +56,58 @@ fn streams_beyond_what_the_endpoint_takes_wait_for_one_to_end() {
 }
 
 #[test]
+fn streams_that_have_only_their_end_to_come_count_until_then_or_give_way() {
+    let streams = connection(&[(setting::MAX_CONCURRENT_STREAMS, 2)]);
+    for id in [1, 3] {
+        let mut stream = ask(&streams, GET);
+        said(&streams, headers(id, &[(":status", "200"), ("content-length", "2")], false)).unwrap();
+        said(&streams, data(id, b"ok", false)).unwrap();
+        read(&mut stream);
+    }
+    let seen = |streams: &Shared| -> Vec<_> { frames(streams).into_iter().map(|f| (f.0, f.2)).collect() };
+    assert_eq!(seen(&streams), [(kind::HEADERS, 1), (kind::HEADERS, 3)]);
+
+    said(&streams, data(1, b"", true)).unwrap();
+    let _third = ask(&streams, GET);
+    assert_eq!(seen(&streams), [(kind::HEADERS, 5)], "the first has ended");
+
+    let _fourth = ask(&streams, GET);
+    assert_eq!(seen(&streams), [(kind::RST_STREAM, 3), (kind::HEADERS, 7)]);
+}
+
+#[test]
+fn who_does_not_read_does_not_stop_the_others_before_the_window_is_full() {
+    let streams = connection(&[]);
+    let silent = 9;
+    let mut all: Vec<_> = (0..=silent).map(|_| ask(&streams, GET)).collect();
+    for id in (1..).step_by(2).take(all.len()) {
+        said(&streams, headers(id, &[(":status", "200")], false)).unwrap();
+    }
+    for id in (1..).step_by(2).take(silent) {
+        for _ in 0..streams::STREAM_WINDOW / 16_384 {
+            said(&streams, data(id, &[b'x'; 16_384], false)).unwrap();
+        }
+    }
+
+    // As much as an endpoint that minds its windows would send.
+    let (mut room, mut own) = (streams::CONNECTION_WINDOW - 9 * streams::STREAM_WINDOW, streams::STREAM_WINDOW);
+    for n in 0..1_000 {
+        assert!(room >= 16_384 && own >= 16_384, "after {n}: {room} {own}");
+        said(&streams, data(19, &[b'x'; 16_384], false)).unwrap();
+        (room, own) = (room - 16_384, own - 16_384);
+        read(&mut all[silent]);
+        for (kind, _, id, more) in frames(&streams) {
+            let more = i64::from(u32::from_be_bytes(more.try_into().unwrap_or_default()));
+            match (kind, id) {
+                (kind::WINDOW_UPDATE, 0) => room += more,
+                (kind::WINDOW_UPDATE, 19) => own += more,
+                _ => {}
+            }
+        }
+    }
+}
+
+#[test]
 fn an_answer_that_has_only_its_end_to_say_is_not_reset() {
     let streams = connection(&[]);
     let mut stream = ask(&streams, GET);
@@ -169,6 +221,43 @@ fn a_table_that_the_endpoint_makes_smaller_is_emptied_in_the_next_block() {
 
     let firsts: Vec<u8> = frames(&streams).iter().map(|f| f.3[0]).collect();
     assert_eq!(firsts, [0x20, 0x82]);
+}
+
+#[test]
+fn that_block_may_be_one_of_trailers() {
+    let streams = connection(&[]);
+    let mut stream = ask(&streams, POST);
+    said(&streams, |out| frame::settings(&[(setting::HEADER_TABLE_SIZE, 0)], out)).unwrap();
+    frames(&streams);
+
+    assert!(matches!(write(&mut stream, b"0\r\nX-Sum: 7\r\n\r\n"), Poll::Ready(Ok(15))));
+
+    assert_eq!(frames(&streams).last().map(|f| (f.0, f.3[0])), Some((kind::HEADERS, 0x20)));
+}
+
+#[test]
+fn a_body_that_cannot_be_sent_ends_its_stream() {
+    let streams = connection(&[]);
+    let mut stream = ask(&streams, POST);
+    frames(&streams);
+
+    assert!(matches!(write(&mut stream, b"no size\r\n"), Poll::Ready(Err(_))));
+
+    assert_eq!(frames(&streams).iter().map(|f| (f.0, f.2)).collect::<Vec<_>>(), [(kind::RST_STREAM, 1)]);
+    assert_eq!(read_by(&mut stream, 99).1, Some(StreamError::Unsendable));
+}
+
+#[test]
+fn a_head_that_is_too_large_is_not_read_at_all() {
+    let streams = connection(&[]);
+    let mut stream = ask(&streams, "HEAD / HTTP/1.1\r\nHost: e\r\n\r\n");
+    let mut block = Vec::new();
+    encoder::status(200, &mut block);
+    (0..70).for_each(|_| encoder::field(b"a", &[b'x'; 1_000], &mut block));
+
+    said(&streams, |out| frame::headers(1, &block, true, out)).unwrap();
+
+    assert_eq!(read_by(&mut stream, 99), (String::new(), Some(StreamError::Malformed)));
 }
 
 #[test]
