@@ -377,8 +377,6 @@ async fn open(thread: &Rc<Thread>, start: Instant, rate: f64) {
     while arrivals.exists(arrival) && !thread.shared.stopped() {
         let intended = arrivals.at(arrival);
         if intended > Instant::now() {
-            // Finished ones are taken out as we go, or the set would grow with the run.
-            while all.try_join_next().is_some() {}
             if let Err(error) = alarm.until(intended).await {
                 return thread.shared.abort(&Fault::new(Kind::ConnectFailed, format!("timer: {error}")));
             }
@@ -393,6 +391,8 @@ async fn open(thread: &Rc<Thread>, start: Instant, rate: f64) {
             pool.give_back(&thread.plan, visit.client, lane);
         });
         arrival += 1;
+        // Finished ones are taken out as we go, or the set would grow with the run.
+        while all.try_join_next().is_some() {}
         if arrival.is_multiple_of(BATCH) {
             // Who has fallen behind still lets those that were begun go on.
             tokio::task::yield_now().await;

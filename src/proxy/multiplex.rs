@@ -131,10 +131,12 @@ impl Multiplexed {
         Some((Http2Stream::new(open.streams.clone(), open.settings.is_some()), is_used))
     }
 
-    pub(super) fn turn(&self, endpoint: EndpointId) -> Turn<'_> {
-        if self.http1.borrow().contains(&endpoint) {
+    pub(super) fn turn(&self, endpoint: &Endpoint) -> Turn<'_> {
+        // A connection to one that has left is for who opens it.
+        if self.http1.borrow().contains(&endpoint.id) || endpoint.health.is_gone() {
             return Turn::Alone;
         }
+        let endpoint = endpoint.id;
         let mut opening = self.opening.borrow_mut();
         if let Some(opening) = opening.get(&endpoint) {
             return Turn::Wait(opening.clone());

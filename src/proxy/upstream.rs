@@ -170,7 +170,7 @@ async fn multiplexed(
         }
         // What is opened from now on is fresh enough.
         is_fresh = false;
-        match worker.multiplexed.turn(endpoint.id) {
+        match worker.multiplexed.turn(endpoint) {
             Turn::Wait(opening) => opening.ended().await?,
             Turn::Open(opener) => break Some(opener),
             Turn::Alone => break None,

@@ -242,4 +242,19 @@ mod tests {
 
         assert!(are_trailers(&fields));
     }
+
+    #[test]
+    fn trailers_are_as_many_as_over_http_1() {
+        let these = |count: usize, length: usize| {
+            let mut block = Vec::new();
+            (0..count).for_each(|_| encoder::field(b"a", &vec![b'x'; length], &mut block));
+            let mut fields = Fields::new(Vec::new(), 1 << 20);
+            Decoder::default().decode(&block, &mut fields).unwrap();
+            are_trailers(&fields)
+        };
+
+        assert!(these(TRAILER_FIELDS, 1) && !these(TRAILER_FIELDS + 1, 1));
+        // With a name of one byte, a colon, a space and the end of the line.
+        assert!(these(1, TRAILER_BYTES - 5) && !these(1, TRAILER_BYTES - 4));
+    }
 }

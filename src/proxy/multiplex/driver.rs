@@ -178,15 +178,24 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
     /// Asks an endpoint that has requests and says nothing whether it is still there.
     fn ping(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
         let mut streams = self.streams.borrow_mut();
-        if std::mem::take(&mut streams.receiver.is_ponged) && std::mem::take(&mut self.is_asked) {
+        let has_ponged = std::mem::take(&mut streams.receiver.is_ponged);
+        if self.is_asked && has_ponged && !self.is_ending {
+            self.is_asked = false;
             self.every = PING_RARELY.min(self.every * PING_LESS);
             self.timer.as_mut().reset(Instant::now() + self.every);
         }
+        if streams.receiver.has_answered && !self.is_asked && !self.is_ending && self.every > PING_EVERY {
+            // It may be asked soon again: to those servers an answer makes up for it.
+            self.every = PING_EVERY;
+            self.timer.as_mut().reset(Instant::now() + self.every);
+        }
         while self.timer.as_mut().poll(cx).is_ready() {
-            if self.is_asked || self.is_ending {
+            // What it had begun to say may stand before its answer to a PING.
+            let has_answered = std::mem::take(&mut streams.receiver.has_answered);
+            if self.is_asked && !has_answered || self.is_ending {
                 return Err(Broken::Silent);
             }
-            self.is_asked = !std::mem::take(&mut streams.receiver.has_answered) && streams.requests() > 0;
+            self.is_asked = !has_answered && streams.requests() > 0;
             let after = if self.is_asked {
                 frame::ping(0, ARE_YOU_THERE, streams.out());
                 PING_TIMEOUT

@@ -204,7 +204,7 @@ impl Streams {
         if !self.takes_streams() {
             return Err(StreamError::Refused);
         }
-        if self.open >= self.most {
+        while self.open >= self.most.max(1) && !self.owed.is_empty() {
             self.settle_oldest();
         }
         if self.open >= self.most || room_in(&self.out) == 0 {
@@ -374,6 +374,8 @@ impl Streams {
             if self.owed.len() > STREAMS {
                 self.settle_oldest();
             }
+            // Its place can be had.
+            self.feed();
         }
     }
 

@@ -76,6 +76,40 @@ fn streams_that_have_only_their_end_to_come_count_until_then_or_give_way() {
 }
 
 #[test]
+fn one_that_waits_takes_the_place_of_those_that_have_only_their_end_to_come() {
+    let streams = connection(&[]);
+    let mut all: Vec<_> = (0..3).map(|_| ask(&streams, GET)).collect();
+    let mut waiting = Http2Stream::new(streams.clone(), false);
+    said(&streams, |out| frame::settings(&[(setting::MAX_CONCURRENT_STREAMS, 1)], out)).unwrap();
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(woken.clone());
+    assert!(Pin::new(&mut waiting).poll_write(&mut Context::from_waker(&waker), GET.as_bytes()).is_pending());
+    for (id, stream) in [1, 3, 5].into_iter().zip(&mut all) {
+        said(&streams, headers(id, &[(":status", "200"), ("content-length", "2")], false)).unwrap();
+        said(&streams, data(id, b"ok", false)).unwrap();
+        read(stream);
+    }
+    frames(&streams);
+
+    all.clear();
+
+    assert!(woken.0.load(std::sync::atomic::Ordering::Relaxed));
+    assert!(matches!(write(&mut waiting, GET.as_bytes()), Poll::Ready(Ok(_))));
+    let seen: Vec<_> = frames(&streams).into_iter().map(|f| (f.0, f.2)).collect();
+    let resets = [(kind::RST_STREAM, 1), (kind::RST_STREAM, 3), (kind::RST_STREAM, 5)];
+    assert_eq!(seen, [&resets[..], &[(kind::HEADERS, 7)]].concat());
+}
+
+#[derive(Default)]
+struct Woken(std::sync::atomic::AtomicBool);
+
+impl std::task::Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+#[test]
 fn who_does_not_read_does_not_stop_the_others_before_the_window_is_full() {
     let streams = connection(&[]);
     let silent = 9;
