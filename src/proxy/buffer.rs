@@ -29,6 +29,15 @@ impl Size {
     }
 }
 
+/// The C library copies more than this with an instruction (`rep movsb`) that takes several times as long on many processors.
+pub(crate) const PIECE: usize = 2 * 1024;
+
+/// Appends bytes of a body, piece by piece.
+pub(crate) fn append(bytes: &[u8], out: &mut Vec<u8>) {
+    out.reserve(bytes.len());
+    bytes.chunks(PIECE).for_each(|piece| out.extend_from_slice(piece));
+}
+
 /// How many free buffers of each size a worker keeps; more are given back to the allocator.
 const KEPT: usize = 64;
 

@@ -1,6 +1,6 @@
 //! A client's byte stream: plain or TLS behind one type, so that the codec above is compiled once.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -8,7 +8,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
+use super::buffer::PIECE;
 use super::tls::Corked;
+
+/// What a TLS session takes at once, in pieces, each of which it copies before it seals it.
+const PIECES: usize = 32;
 
 /// Plain or TLS.
 #[derive(Debug)]
@@ -69,21 +73,33 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Stream<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut *self {
             Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
-            Self::Tls(tls) => Pin::new(tls.as_mut()).poll_write(cx, buf),
+            Self::Tls(tls) if buf.len() <= PIECE => Pin::new(tls.as_mut()).poll_write(cx, buf),
+            Self::Tls(_) => self.poll_write_vectored(cx, &[IoSlice::new(buf)]),
         }
     }
 
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
+        bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
-            Self::Tls(tls) => Pin::new(tls.as_mut()).poll_write_vectored(cx, bufs),
+            Self::Tls(tls) if bufs.iter().all(|buf| buf.len() <= PIECE) => {
+                Pin::new(tls.as_mut()).poll_write_vectored(cx, bufs)
+            }
+            Self::Tls(tls) => {
+                let mut pieces = [IoSlice::new(&[]); PIECES];
+                let mut count = 0;
+                for (to, from) in pieces.iter_mut().zip(bufs.iter().flat_map(|buf| buf.chunks(PIECE))) {
+                    *to = IoSlice::new(from);
+                    count += 1;
+                }
+                Pin::new(tls.as_mut()).poll_write_vectored(cx, pieces.get(..count).unwrap_or_default())
+            }
         }
     }
 

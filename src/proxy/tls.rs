@@ -102,9 +102,6 @@ impl Tls {
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         // Early data can be replayed (RFC 8446 section 8).
         config.max_early_data_size = 0;
-        // Records of 8 KiB: each is copied once before it is sealed, and the C library copies more than that at once with
-        // an instruction that is several times slower on many processors. Clients see the first bytes sooner, too.
-        config.max_fragment_size = Some(8 * 1024);
         // Tickets hold the sessions of both versions: nothing is kept per client.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         if clients.is_none() {

@@ -4,6 +4,7 @@
 //! reliability.md B3 to B8). It does not know whose body it is.
 
 use crate::decide::fields;
+use crate::proxy::buffer::append;
 
 /// How a message's end is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -228,10 +229,10 @@ pub(crate) fn encode(framing: Framing, data: &[u8], out: &mut Vec<u8>) {
     }
     if framing == Framing::Chunked {
         begin_chunk(data.len(), out);
-        out.extend_from_slice(data);
+        append(data, out);
         out.extend_from_slice(b"\r\n");
     } else {
-        out.extend_from_slice(data);
+        append(data, out);
     }
 }
 

@@ -3,6 +3,8 @@
 
 use h2::Reason;
 
+use crate::proxy::buffer::append;
+
 /// Bytes of a frame's head.
 pub(in crate::proxy) const HEAD: usize = 9;
 /// The longest payload that either side may send: SETTINGS_MAX_FRAME_SIZE's least value and default.
@@ -176,7 +178,8 @@ pub(in crate::proxy) fn data(stream: u32, bytes: &[u8], ends_stream: bool, out: 
         let (part, more) = rest.split_at(rest.len().min(MOST));
         rest = more;
         let is_last = rest.is_empty();
-        whole(kind::DATA, if is_last && ends_stream { flag::END_STREAM } else { 0 }, stream, part, out);
+        head(part.len(), kind::DATA, if is_last && ends_stream { flag::END_STREAM } else { 0 }, stream, out);
+        append(part, out);
         if is_last {
             return;
         }

@@ -11,6 +11,7 @@ use super::frame::{self, flag, kind, setting};
 use super::head::{self, Head};
 use super::hpack::{Decoder, Fields};
 use super::streams::Streams;
+use crate::proxy::buffer::append;
 use crate::{metrics, reason};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -142,7 +143,7 @@ impl Streams {
             return self.mistake(at, code);
         }
         slot.left = left.flatten();
-        slot.received.extend_from_slice(data);
+        append(data, &mut slot.received);
         self.release_stream(at, payload.len() - data.len());
         if is_last {
             self.has_all(at, None);

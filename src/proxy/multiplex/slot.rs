@@ -7,7 +7,7 @@ use tokio::io::ReadBuf;
 use super::answer::Answer;
 use super::stream::StreamError;
 use super::streams::STREAM_WINDOW;
-use crate::proxy::buffer::Buffers;
+use crate::proxy::buffer::{Buffers, append};
 use crate::proxy::http1::body::{self, Framing};
 use crate::proxy::http1::response::HEAD_BYTES;
 use crate::proxy::http2::hpack::Fields;
@@ -153,7 +153,7 @@ impl Slot {
         if self.body.capacity() - self.body.len() < data.len() {
             self.body.drain(..std::mem::take(&mut self.body_read));
         }
-        self.body.extend_from_slice(data);
+        append(data, &mut self.body);
         Ok(())
     }
 
