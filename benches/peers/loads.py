@@ -127,11 +127,12 @@ def idle(port, pid, connections):
     return {"requests": connections, "errors": 0, "kib": held}
 
 
-class Publishing:
-    """Changes the weights so often while it is open: each change is a snapshot, published to the worker."""
+class Asking:
+    """Asks perch's admin so many times a second while it is open: for a change of the weights, each of which is a snapshot that is
+    published to the worker; or only what the weights are, which costs the machine as much for the asking."""
 
-    def __init__(self, per_second):
-        self.per_second, self.done, self.failed = per_second, 0, 0
+    def __init__(self, per_second, publishes):
+        self.per_second, self.publishes, self.done, self.failed = per_second, publishes, 0, 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -143,22 +144,26 @@ class Publishing:
         self._over.set()
         self._thread.join()
 
+    def _request(self):
+        service = f"http://127.0.0.1:{ADMIN}/api/v1/services/bench"
+        if not self.publishes:
+            return urllib.request.Request(service)
+        body = json.dumps({"weights": {"canary": f"{10 + self.done % 2}%"}}).encode()
+        return urllib.request.Request(f"{service}/weights", body, {"Content-Type": "application/json"})
+
     def _run(self):
-        url = f"http://127.0.0.1:{ADMIN}/api/v1/services/bench/weights"
         while not self._over.wait(1 / self.per_second):
-            share = f"{10 + self.done % 2}%"
-            body = json.dumps({"weights": {"canary": share}}).encode()
             try:
-                with urllib.request.urlopen(urllib.request.Request(url, body, {"Content-Type": "application/json"}), timeout=5):
+                with urllib.request.urlopen(self._request(), timeout=5):
                     self.done += 1
             except OSError:
                 self.failed += 1
 
 
-def open_loop_while_publishing(port, seconds, per_second):
-    with Publishing(per_second) as publishing:
+def open_loop_while_asking(port, seconds, per_second, publishes):
+    with Asking(per_second, publishes) as asking:
         result = perch_load(port, seconds, "--http1", "--rate", str(RATE))
-    result["errors"] += publishing.failed
-    if publishing.done < seconds * per_second / 2:
+    result["errors"] += asking.failed
+    if asking.done < seconds * per_second / 2:
         result["errors"] += 1
     return result
