@@ -38,6 +38,7 @@ pub(super) mod frame;
 pub(super) mod head;
 pub(super) mod hpack;
 mod pace;
+pub(super) mod parked;
 mod receive;
 mod relay;
 mod send;

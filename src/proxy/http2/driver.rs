@@ -117,7 +117,7 @@ impl Driver {
 
     /// Ready at the connection's end.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
-        self.streams.borrow_mut().unpark();
+        self.streams.borrow_mut().driver.unpark();
         // First what is there, together: what is read now is answered later anyway.
         let _all_or_not = self.flush(cx)?;
         if self.poll_receive(cx)?.is_ready() {
@@ -128,7 +128,7 @@ impl Driver {
         if self.flush(cx)?.is_ready() && self.is_over() {
             return Poll::Ready(Ok(()));
         }
-        self.streams.borrow_mut().park(cx);
+        self.streams.borrow_mut().driver.park(cx);
         Poll::Pending
     }
 

@@ -14,6 +14,7 @@ use h2::Reason;
 use super::budget;
 use super::frame;
 use super::hpack::Fields;
+use super::parked::Parked;
 use super::receive::Receiver;
 use crate::proxy::buffer::Buffers;
 
@@ -65,9 +66,7 @@ pub(super) struct Streams {
     pub(super) resizes: bool,
     pub(super) broken: budget::Broken,
     pub(super) receiver: Receiver,
-    driver: Option<Waker>,
-    /// The driver waits, and has to be woken when there is something to write.
-    is_parked: bool,
+    pub(super) driver: Parked,
     is_over: bool,
 }
 
@@ -135,8 +134,7 @@ impl Streams {
             resizes: false,
             broken: budget::Broken::new(),
             receiver,
-            driver: None,
-            is_parked: false,
+            driver: Parked::default(),
             is_over: false,
         }
     }
@@ -184,29 +182,8 @@ impl Streams {
         if self.out.capacity() == 0 {
             self.out = self.buffers.large_scratch();
         }
-        self.wake_driver();
+        self.driver.wake();
         &mut self.out
-    }
-
-    fn wake_driver(&mut self) {
-        if std::mem::take(&mut self.is_parked)
-            && let Some(driver) = &self.driver
-        {
-            driver.wake_by_ref();
-        }
-    }
-
-    /// The driver is about to wait.
-    pub(super) fn park(&mut self, cx: &Context<'_>) {
-        self.is_parked = true;
-        if !self.driver.as_ref().is_some_and(|driver| driver.will_wake(cx.waker())) {
-            self.driver = Some(cx.waker().clone());
-        }
-    }
-
-    /// The driver works, and sees itself what there is to write.
-    pub(super) fn unpark(&mut self) {
-        self.is_parked = false;
     }
 
     pub(super) fn scratch(&self) -> Vec<u8> {
@@ -279,7 +256,7 @@ impl Streams {
         }
         if may_queue {
             self.queue.push_back(at);
-            self.wake_driver();
+            self.driver.wake();
         }
         if ends {
             self.answered(at);

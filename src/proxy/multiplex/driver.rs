@@ -92,7 +92,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
 
     /// Ready at the connection's end.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
-        self.streams.borrow_mut().unpark();
+        self.streams.borrow_mut().driver.unpark();
         // First what is there, together: what is read now is answered later anyway.
         let _all_or_not = self.flush(cx);
         if self.poll_receive(cx)?.is_ready() {
@@ -111,7 +111,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         if flushed.is_ready() && self.is_ending {
             return Pin::new(&mut self.io).poll_shutdown(cx).map_err(Broken::Io);
         }
-        self.streams.borrow_mut().park(cx);
+        self.streams.borrow_mut().driver.park(cx);
         Poll::Pending
     }
 

@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use super::receive::Receiver;
 use super::slot::Slot;
@@ -12,6 +12,7 @@ use super::stream::StreamError;
 use crate::proxy::buffer::Buffers;
 use crate::proxy::http2::frame;
 use crate::proxy::http2::hpack::encoder;
+use crate::proxy::http2::parked::Parked;
 use crate::proxy::http2::streams::{FIRST_WINDOW, room_in, widened};
 
 /// Requests at once on a connection; what most servers allow.
@@ -57,9 +58,7 @@ pub(super) struct Streams {
     /// Nobody will begin another stream: it ends with its last one.
     is_closing: bool,
     is_over: bool,
-    driver: Option<Waker>,
-    /// The driver waits, and has to be woken when there is something to do.
-    is_parked: bool,
+    pub(super) driver: Parked,
 }
 
 impl Streams {
@@ -87,8 +86,7 @@ impl Streams {
             is_leaving: false,
             is_closing: false,
             is_over: false,
-            driver: None,
-            is_parked: false,
+            driver: Parked::default(),
         }
     }
 
@@ -110,7 +108,7 @@ impl Streams {
     /// Nobody will begin another stream: the connection ends with its last one.
     pub(super) fn close(&mut self) {
         self.is_closing = true;
-        self.wake_driver();
+        self.driver.wake();
     }
 
     /// No stream is under way, and none comes.
@@ -146,29 +144,8 @@ impl Streams {
         if self.out.capacity() == 0 {
             self.out = self.buffers.large_scratch();
         }
-        self.wake_driver();
+        self.driver.wake();
         &mut self.out
-    }
-
-    fn wake_driver(&mut self) {
-        if std::mem::take(&mut self.is_parked)
-            && let Some(driver) = &self.driver
-        {
-            driver.wake_by_ref();
-        }
-    }
-
-    /// The driver is about to wait.
-    pub(super) fn park(&mut self, cx: &Context<'_>) {
-        self.is_parked = true;
-        if !self.driver.as_ref().is_some_and(|driver| driver.will_wake(cx.waker())) {
-            self.driver = Some(cx.waker().clone());
-        }
-    }
-
-    /// The driver works, and sees itself what there is to write.
-    pub(super) fn unpark(&mut self) {
-        self.is_parked = false;
     }
 
     /// Puts a slot into the line of those who wait for room.
@@ -330,7 +307,7 @@ impl Streams {
         }
         // Those that have not begun find out.
         self.feed();
-        self.wake_driver();
+        self.driver.wake();
     }
 
     /// The connection has ended, and all streams with it.
@@ -362,7 +339,7 @@ impl Streams {
             self.release(unread);
         }
         if self.is_done() {
-            self.wake_driver();
+            self.driver.wake();
         }
     }
 
