@@ -32,11 +32,12 @@ use super::worker::Worker;
 use crate::reason::Reason;
 
 pub(super) mod block;
-pub(super) mod budget;
+mod budget;
 mod driver;
 pub(super) mod frame;
 pub(super) mod head;
 pub(super) mod hpack;
+pub(super) mod order;
 mod pace;
 pub(super) mod parked;
 mod receive;

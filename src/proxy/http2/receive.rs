@@ -5,11 +5,11 @@ use std::collections::VecDeque;
 
 use h2::Reason;
 
-use super::block::{Block, Blocks};
-use super::budget::Chatter;
+use super::block::Block;
 use super::frame::{self, flag, kind, setting};
 use super::head::{self, Head};
 use super::hpack::{Decoder, Fields};
+use super::order::Order;
 use super::streams::Streams;
 use crate::proxy::buffer::append;
 use crate::{metrics, reason};
@@ -24,14 +24,12 @@ pub(super) struct Receiver {
     most_streams: usize,
     /// Bytes of the preface that are here.
     greeted: usize,
-    is_set: bool,
+    order: Order,
     decoder: Decoder,
-    blocks: Blocks,
     /// The highest stream.
     pub(super) last: u32,
     /// Streams beyond this one are passed over: the client was told.
     pub(super) goaway: Option<u32>,
-    chatter: Chatter,
     /// Requests that have just come, and their slots.
     pub(super) accepted: Vec<(Head, usize)>,
     /// Answers to PINGs, the last few.
@@ -46,12 +44,10 @@ impl Receiver {
             head_bytes,
             most_streams,
             greeted: 0,
-            is_set: false,
+            order: Order::new(head_bytes),
             decoder: Decoder::default(),
-            blocks: Blocks::new(head_bytes),
             last: 0,
             goaway: None,
-            chatter: Chatter::new(),
             accepted: Vec::new(),
             pongs: VecDeque::new(),
             is_leaving: false,
@@ -84,23 +80,10 @@ impl Streams {
     }
 
     fn frame(&mut self, head: frame::Head, payload: &[u8], written: u64) -> Result<(), Reason> {
-        let receiver = &mut self.receiver;
-        // The preface ends with SETTINGS (section 3.4).
-        if !receiver.is_set && (head.kind != kind::SETTINGS || head.has(flag::ACK)) {
-            return Err(Reason::PROTOCOL_ERROR);
-        }
-        receiver.is_set = true;
-        let brings = if head.kind == kind::DATA { frame::unpadded(head, payload)? } else { payload };
-        let is_empty = brings.is_empty() && !(head.kind == kind::DATA && head.has(flag::END_STREAM));
-        if !receiver.chatter.may(head.kind, is_empty, written) {
-            return Err(Reason::ENHANCE_YOUR_CALM);
-        }
-        if !receiver.blocks.may_come(head) || head.is_misplaced() {
-            return Err(Reason::PROTOCOL_ERROR);
-        }
+        self.receiver.order.check(head, payload, written)?;
         match head.kind {
             kind::DATA => self.data(head, payload),
-            kind::HEADERS | kind::CONTINUATION => match receiver.blocks.receive(head, payload)? {
+            kind::HEADERS | kind::CONTINUATION => match self.receiver.order.blocks.receive(head, payload)? {
                 Some(block) => self.block(&block),
                 None => Ok(()),
             },
@@ -197,7 +180,7 @@ impl Streams {
             metrics::rejected(reason::Reason::H2Malformed);
             return self.refuse(stream, Reason::PROTOCOL_ERROR);
         };
-        self.receiver.chatter.asked();
+        self.receiver.order.chatter.asked();
         let at = self.begin(stream, is_last, head.length);
         self.receiver.accepted.push((head, at));
         Ok(())

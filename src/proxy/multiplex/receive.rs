@@ -8,10 +8,10 @@ use super::slot::Malformed;
 use super::stream::StreamError;
 use super::streams::Streams;
 use crate::proxy::http1::response::HEAD_BYTES;
-use crate::proxy::http2::block::{Block, Blocks};
-use crate::proxy::http2::budget::Chatter;
+use crate::proxy::http2::block::Block;
 use crate::proxy::http2::frame::{self, flag, kind, setting};
 use crate::proxy::http2::hpack::{Decoder, Fields};
+use crate::proxy::http2::order::Order;
 
 /// What our PINGs say.
 pub(super) const ARE_YOU_THERE: [u8; 8] = *b"perch?  ";
@@ -19,10 +19,8 @@ pub(super) const ARE_YOU_THERE: [u8; 8] = *b"perch?  ";
 /// What is known of the endpoint's side of a connection.
 #[derive(Debug)]
 pub(super) struct Receiver {
-    is_set: bool,
+    order: Order,
     decoder: Decoder,
-    blocks: Blocks,
-    chatter: Chatter,
     /// Something of an answer has come since this was last looked at.
     pub(super) has_answered: bool,
     /// Our PING was answered.
@@ -31,14 +29,7 @@ pub(super) struct Receiver {
 
 impl Receiver {
     pub(super) fn new() -> Self {
-        Self {
-            is_set: false,
-            decoder: Decoder::default(),
-            blocks: Blocks::new(HEAD_BYTES),
-            chatter: Chatter::new(),
-            has_answered: false,
-            is_ponged: false,
-        }
+        Self { order: Order::new(HEAD_BYTES), decoder: Decoder::default(), has_answered: false, is_ponged: false }
     }
 }
 
@@ -55,23 +46,10 @@ impl Streams {
     }
 
     fn frame(&mut self, head: frame::Head, payload: &[u8], written: u64) -> Result<(), Reason> {
-        let receiver = &mut self.receiver;
-        // The preface is SETTINGS (section 3.4).
-        if !receiver.is_set && (head.kind != kind::SETTINGS || head.has(flag::ACK)) {
-            return Err(Reason::PROTOCOL_ERROR);
-        }
-        receiver.is_set = true;
-        let brings = if head.kind == kind::DATA { frame::unpadded(head, payload)? } else { payload };
-        let is_empty = brings.is_empty() && !(head.kind == kind::DATA && head.has(flag::END_STREAM));
-        if !receiver.chatter.may(head.kind, is_empty, written) {
-            return Err(Reason::ENHANCE_YOUR_CALM);
-        }
-        if !receiver.blocks.may_come(head) || head.is_misplaced() {
-            return Err(Reason::PROTOCOL_ERROR);
-        }
+        self.receiver.order.check(head, payload, written)?;
         match head.kind {
             kind::DATA => self.data(head, payload),
-            kind::HEADERS | kind::CONTINUATION => match receiver.blocks.receive(head, payload)? {
+            kind::HEADERS | kind::CONTINUATION => match self.receiver.order.blocks.receive(head, payload)? {
                 Some(block) => self.block(&block),
                 None => Ok(()),
             },
@@ -158,7 +136,7 @@ impl Streams {
         if self.slot(at).has_head() {
             return if is_last { self.slot(at).trailers(answer::trailers(fields)?) } else { Err(Malformed) };
         }
-        self.receiver.chatter.asked();
+        self.receiver.order.chatter.asked();
         self.receiver.has_answered = true;
         self.slot(at).head(fields, is_last, &buffers)
     }
