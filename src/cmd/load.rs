@@ -47,6 +47,9 @@ pub struct Options {
     /// For how long, such as 30s: clients begin again until then, or until --requests are sent if that is given
     #[arg(long, env = "PERCH_LOAD_DURATION", hide_env = true, value_parser = duration)]
     duration: Option<Duration>,
+    /// Leave what begins in this time at the start out of the latencies, such as 1s; everything else counts it
+    #[arg(long, env = "PERCH_LOAD_WARM_UP", hide_env = true, value_parser = duration)]
+    warm_up: Option<Duration>,
     /// Requests per second, on a fixed schedule (open loop); latencies then count from the schedule
     #[arg(long, env = "PERCH_LOAD_RATE", hide_env = true, value_parser = rate)]
     rate: Option<f64>,
@@ -283,6 +286,11 @@ impl Options {
         if total > 1.0 + 1e-9 {
             return Err(format!("--expect: the shares add up to {:.1} %; write at most 100 %", total * 100.0));
         }
+        if let (Some(duration), Some(warm_up)) = (self.duration, self.warm_up)
+            && warm_up >= duration
+        {
+            return Err(format!("--warm-up {warm_up:?}: nothing of --duration {duration:?} is left to measure"));
+        }
         let ramp = self.ramp(&rules)?;
         Ok(Job {
             plan: Arc::new(Plan {
@@ -295,6 +303,7 @@ impl Options {
                 visits: self.visits.min(requests),
                 repeat: self.duration.is_some() && self.requests.is_none(),
                 duration: self.duration,
+                warm_up: self.warm_up.unwrap_or_default(),
                 pace: self.rate.map_or(Pace::Closed, |rate| Pace::Open { rate }),
                 concurrency: concurrency as usize,
                 threads: self.threads.map_or(cores, |t| t as usize).min(most),

@@ -110,6 +110,8 @@ pub struct Thread {
     pub names: RefCell<Names>,
     state: RefCell<State>,
     index: u32,
+    /// The end of the warm-up.
+    warm: Instant,
     deadline: Option<Instant>,
 }
 
@@ -174,9 +176,11 @@ impl Thread {
         self.state.borrow_mut().tally.stale += 1;
     }
 
-    /// Notes how late a request was begun.
-    pub fn lag(&self, lag: Duration) {
-        self.state.borrow_mut().tally.lag.record(lag);
+    /// Notes how late a request was begun that was due then.
+    pub fn lag(&self, due: Instant, lag: Duration) {
+        if due >= self.warm {
+            self.state.borrow_mut().tally.lag.record(lag);
+        }
     }
 
     /// Notes the outcome of a request that counts from `start`.
@@ -193,7 +197,7 @@ impl Thread {
                 state.tally.received += outcome.received;
                 let bad = outcome.status >= 400 && !matches!(self.plan.version_from, VersionFrom::Status);
                 if let Some(version) = outcome.version {
-                    let latency = now.saturating_duration_since(start);
+                    let latency = (start >= self.warm).then(|| now.saturating_duration_since(start));
                     state.tally.answer(version, bad, latency, at, first);
                     if first {
                         live.visits.fetch_add(1, Ordering::Relaxed);
@@ -297,6 +301,7 @@ fn thread(
         names: RefCell::new(Names::new(shared.names.clone())),
         state: RefCell::new(State { clients, ..State::default() }),
         index: u32::try_from(index).unwrap_or(u32::MAX),
+        warm: start + plan.warm_up,
         deadline: plan.duration.map(|d| start + d),
         plan,
         shared,
@@ -414,6 +419,7 @@ pub fn probe(plan: &Arc<Plan>) -> Result<(), Fault> {
         names: RefCell::new(Names::new(shared.names.clone())),
         state: RefCell::new(State { clients: vec![Client::default()], ..State::default() }),
         index: 0,
+        warm: shared.epoch,
         deadline: None,
         plan: Arc::clone(plan),
         shared,

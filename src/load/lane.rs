@@ -66,7 +66,7 @@ impl Lane {
     pub async fn request(&mut self, thread: &Rc<Thread>, visit: Visit, first: bool, intended: Option<Instant>) {
         let mut start = Instant::now();
         if let Some(intended) = intended {
-            thread.lag(start.saturating_duration_since(intended));
+            thread.lag(intended, start.saturating_duration_since(intended));
             start = intended;
         }
         let mut result = self.attempt(thread, visit, intended, &mut start).await;

@@ -62,6 +62,8 @@ pub struct Run {
     pub threads: usize,
     pub keepalive: bool,
     pub rate: Option<f64>,
+    /// At the start, and not in the latencies.
+    pub warm_up_seconds: f64,
     pub alpha: f64,
 }
 
@@ -251,6 +253,7 @@ impl Run {
                 Pace::Closed => None,
                 Pace::Open { rate } => Some(rate),
             },
+            warm_up_seconds: plan.warm_up.as_secs_f64(),
             alpha,
         }
     }

@@ -25,6 +25,8 @@ pub struct Plan {
     /// Begin again when every client has sent its requests, until the time is up.
     pub repeat: bool,
     pub duration: Option<Duration>,
+    /// What begins in this time, or is due in it, is not in the latencies.
+    pub warm_up: Duration,
     pub pace: Pace,
     pub concurrency: usize,
     pub threads: usize,

@@ -42,6 +42,9 @@ fn write(out: &mut String, outcome: &Outcome) -> std::fmt::Result {
     }
     versions(out, total, !run.ranges.is_empty() && !ramp)?;
     writeln!(out)?;
+    if run.warm_up_seconds > 0.0 {
+        writeln!(out, "latencies are without those of the first {} s", run.warm_up_seconds)?;
+    }
     connections(out, total)?;
     errors(out, total)?;
     if ramp {

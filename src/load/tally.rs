@@ -103,8 +103,8 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// A complete answer from a version.
-    pub fn answer(&mut self, version: VersionId, bad: bool, latency: Duration, at: Duration, new_visit: bool) {
+    /// A complete answer from a version; one of the warm-up has no latency.
+    pub fn answer(&mut self, version: VersionId, bad: bool, latency: Option<Duration>, at: Duration, new_visit: bool) {
         let index = version.index();
         if self.versions.len() <= index {
             self.versions.resize_with(index + 1, VersionTally::default);
@@ -112,7 +112,9 @@ impl Tally {
         if let Some(tally) = self.versions.get_mut(index) {
             tally.requests += 1;
             tally.errors += u64::from(bad);
-            tally.latency.record(latency);
+            if let Some(latency) = latency {
+                tally.latency.record(latency);
+            }
         }
         let slot = self.timeline.entry(slot_of(at)).or_default();
         if slot.versions.len() <= index {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::support::{PATIENCE, Process, eventually, run_perch};
-use split_server::{Behaviour, SplitServer};
+use split_server::{Behaviour, COLD_FOR, SplitServer};
 
 fn load(arguments: &[&str]) -> Output {
     run_perch([["load", "--quiet"].as_slice(), arguments].concat())
@@ -223,6 +223,21 @@ fn an_open_loop_sends_as_many_requests_as_its_schedule_has() {
 }
 
 #[test]
+fn what_begins_in_the_warm_up_is_counted_but_not_in_the_latencies() {
+    let server = SplitServer::start(Behaviour::StartsCold, 0.0);
+    let url = server.url();
+    let own = [url.as_str(), "--clients", "100", "--rate", "200", "--duration", "1s", "--warm-up", "500ms"];
+
+    let (code, outcome) = outcome(&own);
+
+    assert_eq!((code, &outcome["total"]["requests"]), (Some(0), &200.into()));
+    let slowest = outcome["total"]["versions"][0]["latency_ms"]["max"].as_f64().unwrap();
+    assert!(slowest < COLD_FOR.as_secs_f64() * 1000.0, "{outcome:#}");
+    // That the cold ones were there.
+    assert!(outcome["total"]["seconds"].as_f64().unwrap() >= COLD_FOR.as_secs_f64(), "{outcome:#}");
+}
+
+#[test]
 fn the_report_is_one_page_with_its_plots() {
     let server = SplitServer::start(Behaviour::Right, 10.0);
     let folder = tempfile::tempdir().unwrap();
@@ -293,6 +308,7 @@ fn wrong_usage_ends_with_2() {
         &["http://127.0.0.1:1/", "--from", "fd00::/48"],
         &["http://127.0.0.1:1/", "--http1", "--http2"],
         &["http://127.0.0.1:1/", "--ramp", "0,5"],
+        &["http://127.0.0.1:1/", "--duration", "1s", "--warm-up", "1s"],
         &["http://127.0.0.1:1/", "http://127.0.0.1:2/"],
         &["127.0.0.1:1"],
         &[],

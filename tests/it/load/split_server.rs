@@ -32,9 +32,15 @@ pub(super) enum Behaviour {
     /// At 0 % some clients stay.
     NeverEmpties,
     CanaryFails,
+    /// The first [`COLD`] requests after a run's probe take [`COLD_FOR`].
+    StartsCold,
     /// Answers the first request and no other.
     Stalls,
 }
+
+/// See [`Behaviour::StartsCold`].
+pub(super) const COLD: usize = 20;
+pub(super) const COLD_FOR: Duration = Duration::from_secs(3);
 
 /// The running server; it ends with the test.
 pub(super) struct SplitServer {
@@ -194,6 +200,9 @@ async fn answer(
     if state.behaviour == Behaviour::Stalls && number > 0 {
         tokio::time::sleep(Duration::from_secs(3600)).await;
     }
+    if state.behaviour == Behaviour::StartsCold && (1..=COLD).contains(&number) {
+        tokio::time::sleep(COLD_FOR).await;
+    }
     let forwarded = request.headers().get("x-forwarded-for").map(|v| v.to_str().unwrap().parse().unwrap());
     let key = ClientKey::new(forwarded.unwrap_or(peer), KeyPrefix::default());
     state.seen.lock().unwrap().insert(key);
@@ -236,6 +245,7 @@ impl State {
             | Behaviour::OneFlip
             | Behaviour::NeverEmpties
             | Behaviour::CanaryFails
+            | Behaviour::StartsCold
             | Behaviour::Stalls => "hello".to_owned(),
         };
         // The first change of a ramp is to 0, too.
