@@ -226,11 +226,11 @@ fn an_open_loop_sends_as_many_requests_as_its_schedule_has() {
 fn what_begins_in_the_warm_up_is_counted_but_not_in_the_latencies() {
     let server = SplitServer::start(Behaviour::StartsCold, 0.0);
     let url = server.url();
-    let own = [url.as_str(), "--clients", "100", "--rate", "200", "--duration", "1s", "--warm-up", "500ms"];
+    let own = [url.as_str(), "--clients", "100", "--rate", "200", "--duration", "2500ms", "--warm-up", "2s"];
 
     let (code, outcome) = outcome(&own);
 
-    assert_eq!((code, &outcome["total"]["requests"]), (Some(0), &200.into()));
+    assert_eq!((code, &outcome["total"]["requests"]), (Some(0), &500.into()));
     let slowest = outcome["total"]["versions"][0]["latency_ms"]["max"].as_f64().unwrap();
     assert!(slowest < COLD_FOR.as_secs_f64() * 1000.0, "{outcome:#}");
     // That the cold ones were there.
