@@ -32,15 +32,20 @@ fn holds(perch: &TestPerch) -> bool {
     perch.stderr().contains("using the ones before until one is")
 }
 
+/// Perch shows so many that are there and not ready: a snapshot of its own, or one with the change before, as they come.
+fn shows_unready(perch: &TestPerch, count: f64) -> bool {
+    perch.metric("perch_endpoints{service=\"hello\",version=\"stable\",state=\"not-ready\"}") == Some(count)
+}
+
 pub(super) fn a_switch_before_they_are_ready(cluster: &Cluster) {
     let (blue, green) = (pods("blue", 1), pods("green", 11));
     show(cluster, &blue);
     let perch = cluster.perch(BY_SERVICE, "");
-    let before = generation(&perch);
 
     show(cluster, &unready(&green));
-    eventually(PATIENCE, || holds(&perch));
+    eventually(PATIENCE, || holds(&perch) && shows_unready(&perch, 2.0));
     assert_eq!(endpoints(&perch, "stable"), ["10.1.0.1:80", "10.1.0.2:80"]);
+    let before = generation(&perch);
     show(cluster, &green);
 
     wait_for(&perch, "stable", &["10.1.0.11:80", "10.1.0.12:80"]);
@@ -56,13 +61,15 @@ pub(super) fn a_switch_before_they_are_ready_by_labels(cluster: &Cluster) {
     show(cluster, &blue);
     let perch = cluster.perch(BY_LABELS, "");
     wait_for(&perch, "stable", &["10.1.0.1:80", "10.1.0.2:80"]);
-    let before = generation(&perch);
 
     // The new pods have no address yet, so no slice names any.
     let green = real(pods("green", 11), "2.0.0");
     show(cluster, &[]);
     eventually(PATIENCE, || holds(&perch));
     show(cluster, &unready(&green));
+    eventually(PATIENCE, || shows_unready(&perch, 2.0));
+    assert_eq!(endpoints(&perch, "stable"), ["10.1.0.1:80", "10.1.0.2:80"]);
+    let before = generation(&perch);
     // A pod that is deleted is not waited for.
     cluster.delete("pods", "blue0");
     wait_for(&perch, "stable", &["10.1.0.2:80"]);
