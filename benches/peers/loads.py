@@ -83,7 +83,7 @@ def perch_load(port, seconds, *options):
         total = json.loads(out[out.index("{"):])["total"]
     except (ValueError, KeyError):
         sys.exit(f"perch load: {out[-300:]}")
-    latency = total["versions"][0]["latency_ms"] if total["versions"] else {}
+    latency = (total["versions"][0]["latency_ms"] if total["versions"] else None) or {}
     micros = {f"{p}_us": 1000 * latency[p] for p in ("p50", "p99") if p in latency}
     return {"requests": total["requests"] - total["errors"], "errors": total["errors"], **micros}
 

@@ -69,13 +69,12 @@ def awake():
     what a proxy takes. It hides what is to be compared.
     """
     try:
-        request = os.open(LATENCY_REQUEST, os.O_WRONLY)
+        # Without a buffer: what is written must have been taken before the first window.
+        request = open(LATENCY_REQUEST, "wb", buffering=0)
+        request.write((0).to_bytes(4, sys.byteorder))
     except OSError as error:
         print(f"{LATENCY_REQUEST}: {error.strerror}; idle CPUs halt, and latencies have their waking in them", file=sys.stderr)
         yield False
         return
-    try:
-        os.write(request, (0).to_bytes(4, sys.byteorder))
+    with request:
         yield True
-    finally:
-        os.close(request)

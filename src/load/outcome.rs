@@ -103,7 +103,8 @@ pub struct Version {
     pub requests: u64,
     pub requests_share: Share,
     pub errors: u64,
-    pub latency_ms: Latency,
+    /// `None` where nothing was measured: all of it began in the warm-up.
+    pub latency_ms: Option<Latency>,
     /// (quantile, milliseconds), closer together towards 1.
     pub latency_curve: Vec<(f64, f64)>,
 }
@@ -150,8 +151,8 @@ pub struct Connections {
     pub tls_handshakes: u64,
     /// Requests sent again because the server had closed a kept-alive connection.
     pub stale_retries: u64,
-    /// TCP, PROXY header and TLS together.
-    pub connect_ms: Latency,
+    /// TCP, PROXY header and TLS together; `None` without a connection.
+    pub connect_ms: Option<Latency>,
 }
 
 /// HTTP bytes, without TLS's and TCP's own.
@@ -260,20 +261,26 @@ impl Run {
 }
 
 impl Latency {
-    /// Of a histogram in microseconds.
+    /// Of a histogram in microseconds; `None` of an empty one, whose quantiles would read as 0.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "at most 3.6e9")]
-    pub fn new(times: &Times) -> Self {
+    pub fn new(times: &Times) -> Option<Self> {
         let histogram = times.histogram();
         let quantile = |q| histogram.value_at_quantile(q) as f64 / 1000.0;
-        Self {
+        (!histogram.is_empty()).then(|| Self {
             mean: histogram.mean() / 1000.0,
             p50: quantile(0.5),
             p90: quantile(0.9),
             p99: quantile(0.99),
             p99_9: quantile(0.999),
             max: histogram.max() as f64 / 1000.0,
-        }
+        })
+    }
+
+    /// As tables show them: p50, p90, p99, p99.9 and the slowest.
+    #[must_use]
+    pub fn columns(of: Option<Self>) -> [Option<f64>; 5] {
+        of.map_or([None; 5], |of| [of.p50, of.p90, of.p99, of.p99_9, of.max].map(Some))
     }
 }
 
@@ -357,7 +364,7 @@ impl Counts {
                 connect_ms: Latency::new(&tally.connect),
             },
             bytes: Bytes { sent: tally.sent, received: tally.received },
-            schedule_lag_ms: matches!(plan.pace, Pace::Open { .. }).then(|| Latency::new(&tally.lag)),
+            schedule_lag_ms: matches!(plan.pace, Pace::Open { .. }).then(|| Latency::new(&tally.lag)).flatten(),
         }
     }
 }

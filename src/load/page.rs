@@ -4,7 +4,7 @@
 
 use std::fmt::Write;
 
-use super::outcome::{Counts, Outcome, Step, Verdict};
+use super::outcome::{Counts, Latency, Outcome, Step, Verdict};
 use super::verdict::{Finding, grouped};
 
 mod plots;
@@ -166,7 +166,7 @@ fn versions(out: &mut String, outcome: &Outcome) {
             format!("{:.2} %", version.requests_share.value * 100.0),
             grouped(version.errors),
         ];
-        cells.extend([latency.p50, latency.p90, latency.p99, latency.p99_9, latency.max].map(|ms| format!("{ms:.2}")));
+        cells.extend(Latency::columns(latency).map(|ms| ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.2}"))));
         row(out, "td", &cells);
     }
     out.push_str("</table>\n");

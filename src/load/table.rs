@@ -128,11 +128,12 @@ fn share(share: Share) -> [String; 2] {
     [format!("{:.2} %", share.value * 100.0), format!("{:.2} - {:.2} %", share.low * 100.0, share.high * 100.0)]
 }
 
-fn latency(latency: Latency) -> [String; 5] {
-    [latency.p50, latency.p90, latency.p99, latency.p99_9, latency.max].map(|ms| match ms {
-        0.0..10.0 => format!("{ms:.2}"),
-        10.0..100.0 => format!("{ms:.1}"),
-        _ => format!("{ms:.0}"),
+fn latency(latency: Option<Latency>) -> [String; 5] {
+    Latency::columns(latency).map(|ms| match ms {
+        None => "-".to_owned(),
+        Some(ms @ 0.0..10.0) => format!("{ms:.2}"),
+        Some(ms @ 10.0..100.0) => format!("{ms:.1}"),
+        Some(ms) => format!("{ms:.0}"),
     })
 }
 
@@ -190,14 +191,16 @@ fn connections(out: &mut String, counts: &Counts) -> std::fmt::Result {
     if connections.tls_handshakes > 0 {
         write!(out, ", {} TLS handshakes", grouped(connections.tls_handshakes))?;
     }
-    let [p50, _, p99, ..] = latency(connections.connect_ms);
-    write!(out, " (p50 {p50} ms, p99 {p99} ms)")?;
+    if connections.connect_ms.is_some() {
+        let [p50, _, p99, ..] = latency(connections.connect_ms);
+        write!(out, " (p50 {p50} ms, p99 {p99} ms)")?;
+    }
     if connections.stale_retries > 0 {
         write!(out, ", {} requests sent again after the server had closed", grouped(connections.stale_retries))?;
     }
     writeln!(out, "; sent {}, received {}", bytes(counts.bytes.sent), bytes(counts.bytes.received))?;
-    if let Some(lag) = counts.schedule_lag_ms {
-        let [p50, _, p99, _, max] = latency(lag);
+    if counts.schedule_lag_ms.is_some() {
+        let [p50, _, p99, _, max] = latency(counts.schedule_lag_ms);
         writeln!(out, "schedule kept to p50 {p50} ms, p99 {p99} ms, max {max} ms; latencies count from the schedule")?;
     }
     Ok(())

@@ -238,6 +238,16 @@ fn what_begins_in_the_warm_up_is_counted_but_not_in_the_latencies() {
 }
 
 #[test]
+fn latencies_of_which_none_was_measured_are_null_and_not_zero() {
+    let server = SplitServer::start(Behaviour::Right, 0.0);
+
+    let (code, outcome) = outcome(&[&server.url(), "--clients", "10", "--requests", "1", "--warm-up", "1m"]);
+
+    assert_eq!((code, &outcome["total"]["requests"]), (Some(0), &10.into()));
+    assert!(outcome["total"]["versions"][0]["latency_ms"].is_null(), "{outcome:#}");
+}
+
+#[test]
 fn the_report_is_one_page_with_its_plots() {
     let server = SplitServer::start(Behaviour::Right, 10.0);
     let folder = tempfile::tempdir().unwrap();

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::decide::stats::wilson;
-use crate::load::outcome::{Bytes, Clients, Connections, Flips, Latency, Version};
+use crate::load::outcome::{Bytes, Clients, Connections, Flips, Version};
 
 /// Counts of a run in which each client sent one request.
 fn counts(clients: &[(&str, u64)]) -> Counts {
@@ -14,7 +14,7 @@ fn counts(clients: &[(&str, u64)]) -> Counts {
         requests: *hits,
         requests_share: wilson(*hits, n),
         errors: 0,
-        latency_ms: Latency::default(),
+        latency_ms: None,
         latency_curve: Vec::new(),
     });
     Counts {
@@ -27,7 +27,7 @@ fn counts(clients: &[(&str, u64)]) -> Counts {
         versions: versions.collect(),
         errors_by_kind: Default::default(),
         flips: Flips { count: 0, first: Vec::new() },
-        connections: Connections { opened: 0, tls_handshakes: 0, stale_retries: 0, connect_ms: Latency::default() },
+        connections: Connections { opened: 0, tls_handshakes: 0, stale_retries: 0, connect_ms: None },
         bytes: Bytes { sent: 0, received: 0 },
         schedule_lag_ms: None,
     }
